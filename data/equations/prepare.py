@@ -1,0 +1,133 @@
+"""Linear equations in five levels, MATH's fields. Writes train.jsonl (4,000), val.jsonl (300), test.jsonl (500). Seed 1337, 1 s.
+
+Level 1: x + a = b.  2: ax + b = c and x/a = b.  3: ax + b = cx + d.  4: with brackets.  5: with brackets and fractions.
+No equation stands in two of the files, under any letter. tests/test_data.py puts each answer back into its equation.
+"""
+
+import json
+import random
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+COUNTS = {"train": 4000, "val": 300, "test": 500}
+HERE = Path(__file__).parent
+
+
+def linear(a: int, b: int, x: str = "x") -> str:
+    """a·x + b as MATH writes it: 3x - 4, -x, 7."""
+    term = {0: "", 1: x, -1: f"-{x}"}.get(a, f"{a}{x}")
+    if not term:
+        return str(b)
+    return term if b == 0 else f"{term} + {b}" if b > 0 else f"{term} - {-b}"
+
+
+def bracket(k: int, a: int, b: int, x: str = "x") -> str:
+    return f"{k}({linear(a, b, x)})"
+
+
+def nonzero(rng: random.Random, low: int, high: int) -> int:
+    return rng.choice([n for n in range(low, high + 1) if n])
+
+
+def two_sides(a: int, b: int, c: int, d: int, x: str) -> list[str]:
+    """The steps from ax + b = cx + d to x, one sentence each."""
+    steps = []
+    if c:
+        word = f"Subtracting ${linear(c, 0, x)}$ from" if c > 0 else f"Adding ${linear(-c, 0, x)}$ to"
+        a, c = a - c, 0
+        steps.append(f"{word} both sides gives ${linear(a, b, x)} = {d}$.")
+    if b:
+        word = f"Subtracting ${b}$ from" if b > 0 else f"Adding ${-b}$ to"
+        b, d = 0, d - b
+        steps.append(f"{word} both sides gives ${linear(a, 0, x)} = {d}$.")
+    if a != 1:
+        steps.append(f"Dividing both sides by ${a}$ gives ${x} = {Fraction(d, a)}$.")
+    return steps
+
+
+def make(level: int, rng: random.Random) -> tuple[str, list[str], int, str]:
+    """One equation, the steps of its solution, its root, and the unknown's name. ValueError: an unlucky draw."""
+    x, root = rng.choice("xxxyzntk"), rng.randint(-20, 20)
+    a, b, c, k = rng.randint(2, 9), nonzero(rng, -30, 30), rng.randint(2, 9), rng.randint(2, 9)
+    if level == 1:
+        b = nonzero(rng, -99, 99)
+        left = f"{b} + {x}" if b > 0 and rng.random() < 0.3 else linear(1, b, x)
+        return f"{left} = {root + b}", two_sides(1, b, 0, root + b, x), root, x
+    if level == 2:
+        if rng.random() < 0.25:
+            quotient = nonzero(rng, -12, 12)
+            steps = [f"Multiplying both sides by ${a}$ gives ${x} = {a * quotient}$."]
+            return f"\\frac{{{x}}}{{{a}}} = {quotient}", steps, a * quotient, x
+        a, b = a * rng.choice([1, 1, 1, -1]), b * rng.choice([0, 1, 1])
+        return f"{linear(a, b, x)} = {a * root + b}", two_sides(a, b, 0, a * root + b, x), root, x
+    if level == 3:
+        c = nonzero(rng, -6, 8)
+        if c == a:
+            raise ValueError("no unknown left")
+        d = (a - c) * root + b
+        return f"{linear(a, b, x)} = {linear(c, d, x)}", two_sides(a, b, c, d, x), root, x
+    b = nonzero(rng, -9, 9)
+    if level == 4:
+        if rng.random() < 0.5:  # k(ax + b) = cx + d
+            a = rng.choice([1, 1, 2, 3])
+            if k * a == c:
+                raise ValueError("no unknown left")
+            d = k * (a * root + b) - c * root
+            steps = [f"Expanding the left side gives ${linear(k * a, k * b, x)} = {linear(c, d, x)}$."]
+            return f"{bracket(k, a, b, x)} = {linear(c, d, x)}", steps + two_sides(k * a, k * b, c, d, x), root, x
+        e = nonzero(rng, -9, 9)  # k(x + b) + c(x + e) = d
+        d = k * (root + b) + c * (root + e)
+        steps = [f"Expanding the brackets gives ${linear(k, k * b, x)} + {linear(c, c * e, x)} = {d}$.",
+                 f"Combining like terms gives ${linear(k + c, k * b + c * e, x)} = {d}$."]
+        left = f"{bracket(k, 1, b, x)} + {bracket(c, 1, e, x)}"
+        return f"{left} = {d}", steps + two_sides(k + c, k * b + c * e, 0, d, x), root, x
+    if rng.random() < 0.5:  # (ax + b)/k = d
+        if (a * root + b) % k:
+            raise ValueError("not a whole number")
+        d = (a * root + b) // k
+        steps = [f"Multiplying both sides by ${k}$ gives ${linear(a, b, x)} = {k * d}$."]
+        return f"\\frac{{{linear(a, b, x)}}}{{{k}}} = {d}", steps + two_sides(a, b, 0, k * d, x), root, x
+    if (a * (root + b)) % k:  # a(x + b)/k = cx + d
+        raise ValueError("not a whole number")
+    c = rng.randint(1, 3)
+    d = a * (root + b) // k - c * root
+    if a == k * c:
+        raise ValueError("no unknown left")
+    steps = [f"Multiplying both sides by ${k}$ gives ${bracket(a, 1, b, x)} = {linear(k * c, k * d, x)}$.",
+             f"Expanding the left side gives ${linear(a, a * b, x)} = {linear(k * c, k * d, x)}$."]
+    left = f"\\frac{{{bracket(a, 1, b, x)}}}{{{k}}}"
+    return f"{left} = {linear(c, d, x)}", steps + two_sides(a, a * b, k * c, k * d, x), root, x
+
+
+ASK = ["Solve for ${x}$: ${e}$.", "Find ${x}$ if ${e}$.", "If ${e}$, what is the value of ${x}$?",
+       "What value of ${x}$ satisfies the equation ${e}$?"]
+
+
+def problems(rng: random.Random) -> list[dict]:
+    """Every problem of the data set, the levels in turn, no equation twice."""
+    seen, made = set(), []
+    while len(made) < sum(COUNTS.values()):
+        level = len(made) % 5 + 1
+        try:
+            equation, steps, root, x = make(level, rng)
+        except ValueError:
+            continue
+        same = equation.replace("frac", "").replace(x, "x")
+        if same in seen:
+            continue
+        seen.add(same)
+        ask = rng.choice(ASK).replace("{x}", x).replace("{e}", equation)
+        made.append(dict(problem=ask, solution=" ".join([*steps, f"The answer is $\\boxed{{{root}}}$."]),
+                         answer=str(root), level=f"Level {level}", type="Algebra"))
+    return made
+
+
+if __name__ == "__main__":
+    made = problems(random.Random(1337))
+    for name, count in COUNTS.items():
+        part, made = made[:count], made[count:]
+        text = "".join(json.dumps(problem) + "\n" for problem in part)
+        (HERE / f"{name}.jsonl").write_bytes(text.encode())
+        levels = Counter(problem["level"] for problem in part)
+        print(f"{name}.jsonl {len(part):,} problems, {', '.join(f'{level}: {n}' for level, n in sorted(levels.items()))}")

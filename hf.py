@@ -1,0 +1,261 @@
+"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers.
+
+Read top to bottom: model folders → adapters → tokenizers. No pickle is read or written. Every file is written under a
+temporary name and then renamed, so that what was there before survives a failed write.
+"""
+
+import base64
+import json
+import os
+import shutil
+from pathlib import Path
+
+import tiktoken
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers
+
+# ---- Model folders ---------------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file. ValueError, naming the file, where it holds anything else."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return value
+
+
+def write_json(path: str | Path, value: dict) -> None:
+    temporary = Path(f"{path}.tmp")
+    temporary.write_bytes((json.dumps(value, indent=2) + "\n").encode())
+    os.replace(temporary, path)
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    temporary = Path(f"{path}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
+              metadata={"format": "pt"})
+    os.replace(temporary, path)
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+
+
+def load_config(folder: str | Path) -> GPTConfig:
+    """config.json (and generation_config.json's end tokens) of a Llama-type folder as a GPTConfig.
+
+    Reads rope_theta and rope_scaling, or transformers 5's rope_parameters, which wins where both stand.
+    Raises ValueError for a model type or a feature that this GPT would compute wrongly.
+    """
+    folder = Path(folder)
+    raw = read_json(folder / "config.json")
+
+    def refuse(key, why):
+        raise ValueError(f"{folder / 'config.json'}: {key} = {raw.get(key)!r} is not supported: {why}")
+
+    if raw.get("model_type") != "llama":
+        refuse("model_type", "this file reads Llama folders")
+    if raw.get("hidden_act", "silu") != "silu":
+        refuse("hidden_act", "the MLP is SwiGLU")
+    for key in ("attention_bias", "mlp_bias", "quantization_config"):
+        if raw.get(key):
+            refuse(key, "there is no such thing in this GPT")
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+    if kind not in ("default", "llama3"):
+        refuse("rope_parameters" if raw.get("rope_parameters") else "rope_scaling", "only default and llama3 are")
+    missing = [key for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+               if kind == "llama3" and not isinstance(rope.get(key), int | float)]
+    if missing:
+        raise ValueError(f"{folder / 'config.json'}: llama3 rope scaling lacks {missing[0]}")
+    generation = folder / "generation_config.json"
+    ends = (read_json(generation).get("eos_token_id") if generation.is_file() else None) or raw.get("eos_token_id")
+    ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    names = GPTConfig.__dataclass_fields__.keys() - {"rope_theta", "rope_scaling", "eos_token_id"}
+    known = {name: raw[name] for name in names if raw.get(name) is not None}
+    needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    if lacking := [name for name in needed if name not in known]:
+        raise ValueError(f"{folder / 'config.json'}: lacks {lacking[0]}")
+    known = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **known}  # transformers' defaults for Llama
+    return GPTConfig(**known, rope_theta=theta, rope_scaling=rope if kind == "llama3" else None, eos_token_id=ends)
+
+
+def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
+    """The GPT in a Hugging Face model folder (config.json, model.safetensors), in the file's dtype unless told.
+
+    Raises ValueError, naming file and tensor, for a missing file, a missing or unknown tensor or a wrong shape.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    with torch.device("meta"):  # no memory is taken before the file's own
+        model = GPT(load_config(folder))
+    tensors = read_tensors(folder / "model.safetensors")
+    if model.config.tie_word_embeddings:
+        tensors.setdefault("lm_head.weight", tensors.get("model.embed_tokens.weight"))
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected:
+            raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} is "
+                             + ("missing" if name in expected else "not one of this model's"))
+        if tensors[name].shape != expected[name].shape:
+            raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} has shape {tuple(tensors[name].shape)}, "
+                             f"config.json says {tuple(expected[name].shape)}")
+    tensors = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    model.tie()
+    return model.requires_grad_(True)
+
+
+def save_model(model: GPT, folder: str | Path) -> None:
+    """Writes config.json, generation_config.json and model.safetensors so that load_model and transformers read them.
+
+    Raises ValueError for a model with adapters: merge_lora them first, or save_adapter.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps around a model
+    if lora_layers(model):
+        raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
+    folder, config = Path(folder), model.config
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(model.state_dict())
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    raw = {**vars(config), "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+           "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
+           "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")}
+    if config.rope_scaling:
+        raw["rope_scaling"] = {"rope_type": "llama3", **config.rope_scaling}
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "generation_config.json",
+               {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_id)})
+    write_json(folder / "config.json", raw)
+
+
+# ---- Adapters, in PEFT's format --------------------------------------------------------------------------------------
+
+PREFIX = "base_model.model."  # PEFT wraps the model twice; its files keep the names of that
+# Fields of PEFT's config that change nothing here, whatever they hold.
+HARMLESS = {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "init_lora_weights",
+            "lora_alpha", "lora_dropout", "loftq_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size",
+            "r", "revision", "runtime_config", "target_modules", "task_type", "use_rslora"}
+
+
+def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = None) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors as PEFT does; base is the path that the config names.
+
+    alpha is written as it is, never rounded (256·√8 = 724.07...), as plain LoRA: any reader that computes
+    lora_alpha / r finds the same s. Raises ValueError for a model without adapters.
+    """
+    layers = lora_layers(getattr(model, "_orig_mod", model))  # torch.compile's wrapper would put its name into the keys
+    if not layers:
+        raise ValueError("the model has no LoRA adapter to save")
+    first = next(iter(layers.values()))
+    leaves = {name.split(".")[-1] for name in layers}
+    plain = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    exact = not any(name.split(".")[-1] in leaves for name in plain)  # no unadapted layer is called the same
+    alpha = int(first.alpha) if float(first.alpha).is_integer() else first.alpha
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": first.rank,
+              "lora_alpha": alpha, "lora_dropout": first.dropout, "target_modules": sorted(leaves if exact else layers),
+              "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "inference_mode": True,
+              "init_lora_weights": True, "modules_to_save": None}
+    tensors = {f"{PREFIX}{name}.lora_{half}.weight": getattr(layer, f"lora_{half}")
+               for name, layer in layers.items() for half in "AB"}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_tensors(Path(folder, "adapter_model.safetensors"), tensors)
+    write_json(Path(folder, "adapter_config.json"), config)
+
+
+def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
+    """Injects the PEFT adapter in folder into the model, in float32, and returns the model.
+
+    The layers are those of the file's tensors. Raises ValueError, the model untouched, for a config that asks for
+    more than plain LoRA or rsLoRA, or a tensor that has no place, no partner or the wrong shape.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{folder}: peft_type is {config.get('peft_type')!r}, only LORA is supported")
+    for key, value in config.items():
+        if key not in HARMLESS and value and (key, value) != ("bias", "none"):
+            raise ValueError(f"{folder / 'adapter_config.json'}: {key} = {value!r} is not supported")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise ValueError(f"{folder / 'adapter_config.json'}: r = {rank!r}, lora_alpha = {alpha!r}: want two numbers, r >= 1")
+    alpha = alpha * rank**0.5 if config.get("use_rslora") else alpha
+    tensors = read_tensors(folder / "adapter_model.safetensors")
+    names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
+    modules = dict(model.named_modules())
+    for name in sorted(names):
+        layer = modules.get(name)
+        for half in "AB":
+            key = f"{PREFIX}{name}.lora_{half}.weight"
+            if not isinstance(layer, torch.nn.Linear) or key not in tensors:
+                raise ValueError(f"{folder}: the adapter's tensor {key} "
+                                 + ("is missing" if isinstance(layer, torch.nn.Linear) else "has no layer in this model"))
+            shape = (rank, layer.in_features) if half == "A" else (layer.out_features, rank)
+            if tensors[key].shape != shape:
+                raise ValueError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model and r want {shape}")
+    if len(tensors) != 2 * len(names) or not names:
+        raise ValueError(f"{folder}: the adapter's file holds other tensors than a lora_A and a lora_B for each layer")
+    inject_lora(model, rank, alpha, targets=sorted(names), dropout=config.get("lora_dropout") or 0.0)
+    with torch.no_grad():
+        for name, layer in lora_layers(model).items():
+            layer.lora_A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"])
+            layer.lora_B.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"])
+    return model
+
+
+# ---- Tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
+    """The tokenizer of a model folder: its .tiktoken rank file (or tokenizer.model of that format) and spec.json.
+
+    A rank file has a line a token, base64 of its bytes and its rank; spec.json has the split pattern (pat_str) and the
+    special_tokens with their ids. tiktoken's own loader is not used: it caches by path and would serve a stale file.
+    Raises ValueError, naming the file, for anything else.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("*.tiktoken")) or sorted(folder.glob("tokenizer.model"))
+    if len(files) != 1:
+        raise ValueError(f"{folder}: holds {len(files)} tokenizer rank files (*.tiktoken or tokenizer.model), not one")
+    ranks = {}
+    for number, line in enumerate(files[0].read_bytes().splitlines(), 1):
+        try:
+            if line.strip():
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise ValueError(f"{files[0]}, line {number}: not base64 of a token and its rank") from None
+    spec = read_json(folder / "spec.json")
+    if not isinstance(spec.get("pat_str"), str) or not isinstance(spec.get("special_tokens"), dict):
+        raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(f"{files[0]}: lacks the single byte {missing[0]:#04x}, so that some texts have no tokens")
+    return tiktoken.Encoding(name=folder.name, pat_str=spec["pat_str"], mergeable_ranks=ranks,
+                             special_tokens=spec["special_tokens"])
+
+
+def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
+    """Copies the tokenizer's files byte for byte, so that a saved model folder is complete."""
+    for path in Path(source).iterdir():
+        if path.suffix == ".tiktoken" or path.name in ("spec.json", "tokenizer.model", "tokenizer.json",
+                                                       "tokenizer_config.json", "special_tokens_map.json"):
+            shutil.copyfile(path, Path(folder, path.name + ".tmp"))
+            os.replace(Path(folder, path.name + ".tmp"), Path(folder, path.name))

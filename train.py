@@ -1,0 +1,344 @@
+"""Fine-tunes a base model on problems with worked solutions, and shows pass@1 before and after.
+
+    python train.py --rank 16                      LoRA-α on the small base and data/equations, two minutes on two cores
+    python train.py --rank 16 --method lora        the same with the habit alpha = 2r
+    python train.py --base FOLDER --data FILE      a Llama folder, problems in MATH's or GSM8K's fields
+
+Writes out/NAME/: the adapter in PEFT's format, metrics.csv (a line a step) and run.json (flags, origin, results).
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from eval_pass1 import Parser, by_level, encode_example, grade, load_problems, plain_output, print_table, solve
+from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model, write_json
+from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
+                        merge_lora, train)
+
+HERE = Path(__file__).resolve().parent
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    method = parser.add_argument_group("method")
+    method.add_argument("--method", choices=["lora-alpha", "lora", "rslora", "full"], default="lora-alpha",
+                        help="alpha = c·√r | 2r | s = alpha/√r (alpha 16) | full fine-tuning (default: lora-alpha)")
+    method.add_argument("--rank", type=int, default=16, metavar="R", help="rank r of every adapter (default: 16)")
+    method.add_argument("--alpha", type=float, metavar="A", help="alpha itself, in place of the method's rule")
+    method.add_argument("--c", type=float, metavar="C", help="c of lora-alpha's rule alpha = c·√r (default: 256)")
+    method.add_argument("--targets", nargs="+", default=[ALL_LINEAR], metavar="T",
+                        help="layers to adapt: names (q_proj v_proj), or one regular expression for the whole path "
+                             "(default: all-linear, every linear layer but lm_head)")
+    method.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapters' input (default: 0)")
+
+    loop = parser.add_argument_group("optimization")
+    loop.add_argument("--lr", type=float, default=3e-4, metavar="LR",
+                      help="peak learning rate, full fine-tuning's: 3e-4 for data/base, about 2e-5 for 1B and more "
+                           "(default: 3e-4)")
+    loop.add_argument("--steps", type=int, default=200, metavar="N", help="updates (default: 200)")
+    loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems a micro-batch (default: 16)")
+    loop.add_argument("--grad-accum", type=int, default=2, metavar="N", help="micro-batches an update (default: 2)")
+    loop.add_argument("--grad-clip", type=float, metavar="G", help="largest gradient norm (default: no clipping)")
+    loop.add_argument("--weight-decay", type=float, default=0.0, metavar="W", help="AdamW's, on matrices (default: 0)")
+    loop.add_argument("--seed", type=int, default=0, metavar="N", help="of A's init and the data's order (default: 0)")
+
+    data = parser.add_argument_group("data and evaluation")
+    data.add_argument("--base", default=str(HERE / "data/base"), metavar="FOLDER",
+                      help="Hugging Face model folder (default: data/base)")
+    data.add_argument("--data", default=str(HERE / "data/equations"), metavar="PATH",
+                      help="folder with train.jsonl (val.jsonl, test.jsonl), or one JSONL file (default: data/equations)")
+    data.add_argument("--val", metavar="FILE",
+                      help="validation problems (default: the folder's val.jsonl, else up to 300 held out)")
+    data.add_argument("--eval-every", type=int, metavar="N",
+                      help="updates between validation losses (default: a quarter of the steps)")
+    data.add_argument("--eval-problems", type=int, default=500, metavar="N",
+                      help="test problems for pass@1, from the first; 0 for no pass@1 (default: 500)")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="FOLDER", help="where the run is written (default: the next free name under out/)")
+    run.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
+    run.add_argument("--merge", action="store_true", help="also write the merged model, a Hugging Face folder, to OUT/merged")
+    run.add_argument("--drift", action="store_true", help="also log signal, drift and their ratio at every step")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... "
+                     "(default: cuda where there is one)")
+    run.add_argument("--dtype", choices=["float32", "bfloat16"],
+                     help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
+    run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    args = parser.parse_args(argv)
+
+    for name, low in (("rank", 1), ("steps", 1), ("batch_size", 1), ("grad_accum", 1), ("eval_problems", 0)):
+        if getattr(args, name) < low:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be {low} or more")
+    if args.eval_every is not None and args.eval_every < 1:
+        parser.error(f"--eval-every {args.eval_every}: it must be 1 or more")
+    for name in ("lr", "alpha", "c", "grad_clip"):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            parser.error(f"--{name.replace('_', '-')} {value}: it must be a finite number above 0")
+    if not (math.isfinite(args.weight_decay) and args.weight_decay >= 0):
+        parser.error(f"--weight-decay {args.weight_decay}: it must be a finite number, 0 or more")
+    if args.alpha is not None and args.c is not None:
+        parser.error("--alpha and --c: give one of them, c is there to compute alpha")
+    if args.c is not None and args.method != "lora-alpha":
+        parser.error(f"--c belongs to --method lora-alpha, not to {args.method}")
+    if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
+        parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
+    return parser, args
+
+
+def method_alpha(method: str, rank: int, alpha: float | None, c: float | None) -> float:
+    """alpha of the multiplier s = alpha/r that a method and its flags ask for (MATH.md's table of rules, README)."""
+    if method == "lora-alpha":
+        return alpha_for_rank(rank, c or 256.0) if alpha is None else alpha
+    if method == "rslora":  # its own alpha is divided by √r, not by r
+        return (16.0 if alpha is None else alpha) * math.sqrt(rank)
+    return 2.0 * rank if alpha is None else alpha
+
+
+def first_step_ratio(model) -> float:
+    """rms(ΔW)/lr of Adam's first step, over all adapted weights; full fine-tuning's is 1 [derived].
+
+    That step makes every entry of B ±lr, so each row of ΔW = s·B·A has the mean square (s·lr)²·‖A‖²/in: by A's
+    initialisation, a ratio of (alpha/√r)/√(3·in). Checked by test_lora.py::test_first_step_matches_the_prediction.
+    """
+    layers = lora_layers(model).values()
+    squares = sum(layer.base.out_features * (layer.scaling * layer.lora_A.norm().item()) ** 2 for layer in layers)
+    return math.sqrt(squares / sum(layer.base.weight.numel() for layer in layers))
+
+
+def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
+    """Training, validation and test problems. Nothing is held out of the training file where validation is given."""
+    path = Path(args.data)
+    if not path.exists():
+        raise ValueError(f"--data {path}: there is no such file or folder")
+    train_problems = load_problems(path / "train.jsonl" if path.is_dir() else path)
+    val_file = Path(args.val) if args.val else path / "val.jsonl"
+    if args.val or val_file.is_file():
+        val_problems = load_problems(val_file)
+    else:  # the same problems for every seed
+        order = torch.randperm(len(train_problems), generator=torch.Generator().manual_seed(0)).tolist()
+        held_out = min(300, len(train_problems) // 10)
+        val_problems = [train_problems[i] for i in sorted(order[:held_out])]
+        train_problems = [train_problems[i] for i in sorted(order[held_out:])]
+    test_file = path / "test.jsonl"
+    test_problems = load_problems(test_file) if test_file.is_file() else val_problems
+    return train_problems, val_problems, test_problems[: args.eval_problems]
+
+
+def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[int]]]:
+    """Examples of the problems that have a solution and fit the context; the others are counted aloud."""
+    end = config.eos_token_id[0] if config.eos_token_id else encoding.eot_token
+    examples = [encode_example(encoding, p, end, config.bos_token_id) for p in problems if p["solution"].strip()]
+    fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
+    if len(examples) < len(problems):
+        print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: their solution is empty")
+    if len(fitting) < len(examples):
+        print(f"left out {len(examples) - len(fitting):,} of {len(problems):,} {name} problems: longer than the context "
+              f"of {config.max_position_embeddings} tokens")
+    return fitting
+
+
+class Progress:
+    """One line redrawn on a terminal, or a plain line ten times a run in a log file."""
+
+    def __init__(self, steps: int):
+        self.steps, self.start, self.val = steps, time.time(), ""
+        self.terminal = sys.stdout.isatty()
+        self.full, self.empty = "━─"
+        try:
+            "━─".encode(sys.stdout.encoding or "ascii")
+        except UnicodeEncodeError:
+            self.full, self.empty = "#."
+
+    def __call__(self, row: dict) -> None:
+        step = row["step"]
+        if row["val_loss"] is not None:
+            self.val = f"  val {row['val_loss']:.4f}"
+        last = step == self.steps
+        if not (self.terminal or last or row["val_loss"] is not None or step % max(1, self.steps // 10) == 0):
+            return
+        left = (time.time() - self.start) / step * (self.steps - step)
+        done = 20 * step // self.steps
+        line = (f"step {step:>{len(str(self.steps))}}/{self.steps} {self.full * done}{self.empty * (20 - done)} "
+                f"loss {row['loss']:.4f}{self.val}  {row['tokens_per_s']:,.0f} tok/s  {left // 60:.0f}:{left % 60:02.0f} left")
+        print(f"\r{line:<100}" if self.terminal else line, end="" if self.terminal and not last else "\n", flush=True)
+
+
+def short(path: str | Path) -> str:
+    """A path as a user would type it: relative where it lies below the current folder."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def claim_folder(args) -> Path:
+    """Makes the run's folder: --out, or the next free name under out/."""
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        return Path(args.out)
+    name = args.method if args.method == "full" else f"{args.method}-r{args.rank}"
+    for number in range(1, 100_000):
+        folder = Path("out", f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise ValueError(f"out/ has no free name left for {name}")
+
+
+def origin() -> dict:
+    """What a result needs beside its flags to be found again: versions, machine, git commit."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    packages = ["torch", "numpy", "tiktoken", "safetensors"]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return dict(versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+                machine=dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
+                             threads=torch.get_num_threads()),
+                commit=git.stdout.strip() or None)
+
+
+def main(argv=None):
+    started = time.time()
+    plain_output()
+    parser, args = parse_args(argv)
+
+    # Everything that a user's mistake can break happens here, before anything is written.
+    try:
+        if args.out and Path(args.out, "run.json").exists() and not args.overwrite:
+            raise ValueError(f"--out {args.out} holds a finished run: choose another name, or add --overwrite")
+        if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+            raise ValueError(f"--out {args.out} is a file: it must be a folder")
+        try:
+            device = torch.device(args.device)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+        dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+        train_problems, val_problems, test_problems = load_data(args)
+        encoding = load_tokenizer(args.base)
+        # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
+        model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
+        config, total = model.config, sum(p.numel() for p in model.parameters())
+        examples = encode_all(train_problems, "training", encoding, config)
+        val_examples = encode_all(val_problems, "validation", encoding, config)
+        if not examples:
+            raise ValueError(f"--data {args.data}: no problem is left to train on")
+        torch.manual_seed(args.seed)  # before A's init
+        alpha = s = ratio = None
+        if args.method != "full":
+            targets = args.targets
+            if len(targets) == 1 and re.fullmatch(r"[\w.]+(,[\w.]+)*", targets[0]):
+                targets = targets[0].split(",")
+            elif len(targets) == 1:
+                targets = targets[0]  # all-linear, or a regular expression
+            alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
+            inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
+            s, ratio = lora_scaling(args.rank, alpha), first_step_ratio(model)
+        folder = claim_folder(args)
+    except (ValueError, OSError, re.error) as error:
+        parser.error(str(error))
+
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    update = min(args.batch_size * args.grad_accum, len(examples))
+    rule = {"lora-alpha": f"= {args.c or 256:g}·√{args.rank}" if args.alpha is None else "(given)",
+            "lora": "= 2r" if args.alpha is None else "(given)",
+            "rslora": f"= {args.alpha or 16:g}·√{args.rank}"}.get(args.method)
+    print(f"base    {short(args.base)}, {total - (trainable if s else 0):,} parameters, on {device} in "
+          f"{str(dtype).removeprefix('torch.')}")
+    print(f"data    {short(args.data)}, {len(examples):,} training and {len(val_examples):,} validation problems")
+    if s:
+        print(f"method  {args.method}, rank {args.rank}, alpha {alpha:g} {rule}, s = alpha/r = {s:g}; {trainable:,} "
+              f"trainable parameters ({100 * trainable / total:.1f}%)")
+        print(f"step 1  moves the weights by rms(ΔW)/lr = {ratio:.2f}; full fine-tuning's is 1")
+    else:
+        print(f"method  full fine-tuning, {trainable:,} trainable parameters (100%)")
+    print(f"loop    AdamW, {args.steps} steps of {update} problems, peak learning rate {args.lr:g}", flush=True)
+
+    if args.compile:
+        model.compile()  # in place: no wrapper whose name would get into the adapter's keys
+
+    def answers(when):
+        if not test_problems:
+            return None
+        print(f"pass@1 {when}: {len(test_problems)} problems ...", end=" ", flush=True)
+        start = time.time()
+        with torch.autocast(device.type, dtype, enabled=dtype != model.lm_head.weight.dtype):
+            texts = solve(model, encoding, test_problems)
+        print(f"{100 * sum(grade(texts, test_problems)) / len(texts):.1f}% in {time.time() - start:.0f} s", flush=True)
+        return texts
+
+    val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
+    val_before = evaluate(model, val_batches) if val_batches else None
+    before = answers("before")
+    metrics = folder / "metrics.csv.tmp"
+    try:
+        rows = train(model, epochs(examples, args.batch_size, args.grad_accum, args.seed), args.steps, args.lr,
+                     grad_accum=args.grad_accum, grad_clip=args.grad_clip, weight_decay=args.weight_decay,
+                     val_batches=val_batches, eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift,
+                     metrics=metrics, log=Progress(args.steps), autocast=None if dtype == torch.float32 else dtype)
+    except FloatingPointError as error:
+        cure = f"alpha·lr = {alpha * args.lr:g}: lower --lr or alpha" if s else "lower --lr"
+        parser.exit(2, f"\n{parser.prog}: the run diverged: {error}; {cure}. The steps until then are in {metrics}\n")
+
+    # Each file is renamed into place when it is whole; run.json, the mark of a finished run, is the last.
+    if s:
+        save_adapter(model, folder, base=short(args.base))
+    else:
+        save_model(model, folder)
+        copy_tokenizer(args.base, folder)
+    after = answers("after")
+    os.replace(metrics, folder / "metrics.csv")
+    if args.merge:
+        save_model(merge_lora(model), folder / "merged")
+        copy_tokenizer(args.base, folder / "merged")
+    graded = [grade(texts, test_problems) if texts else None for texts in (before, after)]
+    pass1 = [sum(column) / len(column) if column else None for column in graded]
+    results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(test_problems),
+                   val_loss_before=val_before, val_loss_after=rows[-1]["val_loss"],
+                   clipped=sum(row["clipped"] for row in rows) / len(rows), seconds=round(time.time() - started, 1))
+    if graded[1]:
+        results["levels"] = {level: dict(n=n, pass1=cell[0], low=cell[1], high=cell[2])
+                             for level, n, (cell,) in by_level(test_problems, graded[1])}
+    write_json(folder / "run.json", {**vars(args), "alpha": alpha, "s": s, "first_step_ratio": ratio,
+                                     "dtype": str(dtype).removeprefix("torch."), "n_train": len(examples),
+                                     "n_val": len(val_examples), **origin(), "results": results})
+    report(args, folder, val_before, rows, test_problems, before, after, graded, results)
+
+
+def report(args, folder, val_before, rows, problems, before, after, graded, results):
+    print(f"\nvalidation loss {val_before:.4f} → {rows[-1]['val_loss']:.4f}" if val_before else "", end="")
+    if args.grad_clip is not None:
+        print(f"; {100 * results['clipped']:.0f}% of the steps were clipped", end="")
+    print()
+    if problems:
+        print_table(problems, {"before": graded[0], "after": graded[1]})
+        # One worked example: the first problem that was learnt, else the first of all.
+        shown = next((i for i, (b, a) in enumerate(zip(*graded)) if a > b), 0)
+        print(f"\nproblem {problems[shown]['problem']}\n  before{before[shown]}\n  after {after[shown]}\n"
+              f"  gold   {problems[shown]['answer']}")
+    what = "model" if args.method == "full" else "adapter"
+    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
+    if args.method != "full":
+        print(f"  python eval_pass1.py --adapter {short(folder)}")
+    if args.method == "lora-alpha":
+        print(f"  python train.py --rank {args.rank} --method lora")
+    else:
+        print(f"  python train.py --rank {args.rank}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ntrain.py: interrupted; nothing that was saved before has changed")

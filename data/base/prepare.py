@@ -8,7 +8,6 @@ ever solved in it: that is left for data/equations.
 
 import argparse
 import base64
-import json
 import math
 import random
 import sys
@@ -25,7 +24,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as a script
 
 from data.equations.prepare import bracket, linear, nonzero  # noqa: E402
-from hf import load_tokenizer, save_model, write_json  # noqa: E402
+from hf import load_model, load_tokenizer, save_model, write_json  # noqa: E402
 from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
 
 SEED = 1337
@@ -220,7 +219,7 @@ def story(rng):
     a, b, c = rng.randint(2, 12), rng.randint(2, 12), rng.randint(1, 20)
     result = a * b + c
     return (f"{name} has ${a}$ boxes of ${b}$ {thing} each and finds ${c}$ more. How many {thing} does {name} have?",
-            f"The boxes hold ${a} \\cdot {b} = {a * b}$ {thing}. With ${c}$ more there are ${join(a * b, c)} = {result}$.",
+            f"The boxes hold ${a} \\cdot {b} = {a * b}$ {thing}. With ${c}$ more there are ${a * b} + {c} = {result}$.",
             result)
 
 
@@ -228,17 +227,41 @@ def unknown(rng):
     return rng.choice("xxxyzntkmpab")
 
 
-# How often each kind comes: mostly what a step of algebra is made of.
-KINDS = {add: 6, multiply: 3, divide: 5, order_of_operations: 2, like_terms: 4, expand: 4, expand_two: 2,
+def sums(rng):
+    """Several sums in one problem: arithmetic at three times the density of one problem a sum."""
+    left, right = [], []
+    for _ in range(rng.randint(4, 7)):
+        size = rng.choice([20, 100, 200])
+        a, b = rng.randint(-size, size), rng.randint(-size, size)
+        left.append(join(a, b))
+        right.append(a + b)
+    worked = ", ".join(f"${a} = {b}$" for a, b in zip(left, right))
+    return f"Compute {', '.join(f'${a}$' for a in left)}.", f"We have {worked}.", ", ".join(map(str, right))
+
+
+def quotients(rng):
+    left, right = [], []
+    for _ in range(rng.randint(3, 5)):
+        b, q = nonzero(rng, -20, 20), rng.randint(-30, 30)
+        left.append(f"\\frac{{{b * q}}}{{{b}}}")
+        right.append(q)
+    worked = ", ".join(f"${a} = {b}$" for a, b in zip(left, right))
+    return f"Simplify {', '.join(f'${a}$' for a in left)}.", f"We have {worked}.", ", ".join(map(str, right))
+
+
+# How often each kind comes: mostly what a step of algebra is made of. The second phase drills the arithmetic.
+BROAD = {add: 6, multiply: 3, divide: 5, order_of_operations: 2, like_terms: 4, expand: 4, expand_two: 2,
          add_to_expression: 7, multiply_expression: 3, fraction_of_expression: 2, substitute: 2, simplify_fraction: 1,
-         add_fractions: 1, percent: 1, remainder: 1, average: 1, sequence: 1, rectangle: 1, powers: 1, compare: 1, story: 1}
+         add_fractions: 1, percent: 1, remainder: 1, average: 1, sequence: 1, rectangle: 1, powers: 1, compare: 1,
+         story: 1}
+DRILL = {**BROAD, sums: 25, quotients: 8}
+PHASES = [(BROAD, 4500, 2e-3), (DRILL, 1400, 1e-3)]  # kinds, updates of 16 rows, peak learning rate
 
 
-def corpus(rng: random.Random) -> Iterator[tuple[str, str]]:
+def corpus(rng: random.Random, kinds: dict) -> Iterator[tuple[str, str]]:
     """Problems and solutions without end."""
-    kinds, weights = list(KINDS), list(KINDS.values())
     while True:
-        for kind in rng.choices(kinds, weights, k=1000):
+        for kind in rng.choices(list(kinds), list(kinds.values()), k=1000):
             problem, steps, answer = kind(rng)
             yield problem, f"{steps} The answer is $\\boxed{{{answer}}}$."
 
@@ -274,34 +297,38 @@ def rows(problems: Iterator[tuple[str, str]], encoding: tiktoken.Encoding, batch
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4500, help="updates of 16 rows of 256 tokens (default: 4500)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: 2e-3)")
+    parser.add_argument("--phase", type=int, choices=[1, 2], default=1, help="2: go on from the first phase's files")
     args = parser.parse_args()
 
-    torch.manual_seed(SEED)
-    sample = corpus(random.Random(SEED + 1))
-    learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)))
+    if args.phase == 1:
+        torch.manual_seed(SEED)
+        sample = corpus(random.Random(SEED + 1), BROAD)
+        learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)))
+        end = load_tokenizer(HERE).eot_token
+        config = GPTConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
+                           num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True, eos_token_id=(end,))
+        save_model(GPT(config), HERE)
     encoding = load_tokenizer(HERE)
-    config = GPTConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
-                       num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True,
-                       eos_token_id=(encoding.eot_token,))
-    model = GPT(config)
-    val = rows(corpus(random.Random(SEED + 2)), encoding, 16)
+    val = rows(corpus(random.Random(SEED + 2), BROAD), encoding, 16)
     val = [next(val) for _ in range(8)]
     start = time.time()
 
     def log(row):
         if row["step"] % 50 == 0 or row["val_loss"]:
             val_loss = f"  val {row['val_loss']:.4f}" if row["val_loss"] else ""
-            print(f"step {row['step']}/{args.steps}  loss {row['loss']:.4f}{val_loss}  {row['tokens_per_s']:,.0f} tok/s  "
+            print(f"step {row['step']}  loss {row['loss']:.4f}{val_loss}  {row['tokens_per_s']:,.0f} tok/s  "
                   f"{time.time() - start:.0f} s", flush=True)
 
-    train(model, rows(corpus(random.Random(SEED)), encoding, 16), args.steps, args.lr, warmup=100, betas=(0.9, 0.95),
-          weight_decay=0.1, grad_clip=1.0, val_batches=val, eval_every=500, log=log)
-    save_model(model.to(torch.bfloat16), HERE)
-    loss = evaluate(model.float(), val)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"base: {parameters:,} parameters, validation loss {loss:.4f} in bfloat16, {time.time() - start:.0f} s")
+    for phase in range(args.phase, 3):
+        kinds, steps, lr = PHASES[phase - 1]
+        seed = SEED if phase == 1 else SEED + 10
+        model = load_model(HERE, torch.float32)
+        train(model, rows(corpus(random.Random(seed), kinds), encoding, 16), steps, lr, warmup=100, betas=(0.9, 0.95),
+              weight_decay=0.1, grad_clip=1.0, val_batches=val, eval_every=500, log=log)
+        save_model(model.to(torch.bfloat16), HERE)
+        loss, parameters = evaluate(model.float(), val), sum(p.numel() for p in model.parameters())
+        print(f"phase {phase}: {parameters:,} parameters, validation loss {loss:.4f} in bfloat16, "
+              f"{time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -38,11 +38,11 @@ def two_sides(a: int, b: int, c: int, d: int, x: str) -> list[str]:
         a, c = a - c, 0
         steps.append(f"{word} both sides gives ${linear(a, b, x)} = {d}$.")
     if b:
-        word = f"Subtracting ${b}$ from" if b > 0 else f"Adding ${-b}$ to"
-        b, d = 0, d - b
-        steps.append(f"{word} both sides gives ${linear(a, 0, x)} = {d}$.")
+        word, sign = (f"Subtracting ${b}$ from", "-") if b > 0 else (f"Adding ${-b}$ to", "+")
+        steps.append(f"{word} both sides gives ${linear(a, 0, x)} = {d} {sign} {abs(b)} = {d - b}$.")
+        d -= b
     if a != 1:
-        steps.append(f"Dividing both sides by ${a}$ gives ${x} = {Fraction(d, a)}$.")
+        steps.append(f"Dividing both sides by ${a}$ gives ${x} = \\frac{{{d}}}{{{a}}} = {Fraction(d, a)}$.")
     return steps
 
 
@@ -57,7 +57,7 @@ def make(level: int, rng: random.Random) -> tuple[str, list[str], int, str]:
     if level == 2:
         if rng.random() < 0.25:
             quotient = nonzero(rng, -12, 12)
-            steps = [f"Multiplying both sides by ${a}$ gives ${x} = {a * quotient}$."]
+            steps = [f"Multiplying both sides by ${a}$ gives ${x} = {a} \\cdot {quotient} = {a * quotient}$."]
             return f"\\frac{{{x}}}{{{a}}} = {quotient}", steps, a * quotient, x
         a, b = a * rng.choice([1, 1, 1, -1]), b * rng.choice([0, 1, 1])
         return f"{linear(a, b, x)} = {a * root + b}", two_sides(a, b, 0, a * root + b, x), root, x

@@ -35,7 +35,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def pass1_interval(correct: list[int], samples: int = 1) -> tuple[float, float, float]:
-    """pass@1 and its 95% interval (mean, low, high), as fractions; correct[i] of `samples` answers to problem i are right.
+    """pass@1 and its 95% interval: (mean, low, high), as fractions. correct[i] of `samples` answers to problem i right.
 
     One sample a problem: Wilson's interval. Several: mean ± 1.96·√(Σ(p_i - mean)²/(N-1)/N), problems as the unit.
     """
@@ -66,8 +66,9 @@ def last_box(text: str) -> str | None:
 
 
 def extract_answer(response: str, kind: str = "math") -> str | None:
-    """The final answer in a response, or None.  kind "math": the last \\boxed{}, else what follows the last "answer is".
+    """The final answer in a response, or None.
 
+    kind "math": the last \\boxed{}, else what follows the last "answer is".
     kind "gsm8k": the last box, else what follows the last "####", else the last "answer is", else the last number.
     """
     if "\\boxed{" in response:
@@ -81,7 +82,7 @@ def extract_answer(response: str, kind: str = "math") -> str | None:
 
 
 def exact_number(text: str) -> Fraction | None:
-    """The rational that an answer such as -3, 1,234, 0.5, 3/4 or \\frac{3}{4} states, exactly; None for anything else."""
+    """The rational that an answer such as -3, 1,234, 0.5, 3/4 or \\frac{3}{4} states, exactly; else None."""
     text = re.sub(r"[\s$]|\\[,!;]|\\left|\\right", "", text).removesuffix(".").replace("\\dfrac", "\\frac")
     text = re.sub(r"^(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}$", r"\1\2/\3", text).replace("--", "")
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
@@ -146,23 +147,34 @@ def load_problems(path: str | Path) -> list[dict]:
 
 
 def encode_prompt(encoding: tiktoken.Encoding, problem: dict, bos: int | None = None) -> list[int]:
-    """The tokens of the prompt, the same in training and evaluation. Special tokens in a problem's text are just text."""
+    """The prompt's tokens, the same in training and evaluation. Special tokens in a problem's text are just text."""
     return [bos] * (bos is not None) + encoding.encode_ordinary(PROMPT.format(problem=problem["problem"]))
 
 
 def encode_example(encoding: tiktoken.Encoding, problem: dict, end: int, bos: int | None = None):
-    """(prompt ids, answer ids): encoded apart, so that no token spans the border, the answer closed by the end token."""
+    """(prompt ids, answer ids): encoded apart, so that no token spans the border; the end token closes the answer."""
     return encode_prompt(encoding, problem, bos), [*encoding.encode_ordinary(f" {problem['solution']}"), end]
+
+
+def decode(encoding: tiktoken.Encoding, tokens: list[int]) -> str:
+    """Text of the tokens. Models have more ids than their tokenizer has tokens: such an id decodes to nothing."""
+    pieces = []
+    for token in tokens:
+        try:
+            pieces.append(encoding.decode_single_token_bytes(token))
+        except KeyError:
+            continue
+    return b"".join(pieces).decode("utf-8", errors="replace")
 
 
 # ---- The run ---------------------------------------------------------------------------------------------------------
 
 
-def solve(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], max_new_tokens: int = 256, batch_size: int = 100,
-          log=None) -> list[str | None]:
-    """The model's greedy answer to each problem, without the end token; None where the prompt leaves no room for one.
+def solve(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], max_new_tokens: int = 256,
+          batch_size: int = 100) -> list[str | None]:
+    """The greedy answer to each problem, without the end token; None where the prompt leaves no room for one.
 
-    Problems are batched by length. log is called with the number of problems done.
+    Problems are batched by length.
     """
     config = model.config
     prompts = [encode_prompt(encoding, problem, config.bos_token_id) for problem in problems]
@@ -174,10 +186,8 @@ def solve(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], max_new
         for i, tokens in zip(batch, model.generate([prompts[i] for i in batch], max_new_tokens, config.eos_token_id)):
             if tokens and tokens[-1] in config.eos_token_id:
                 tokens = tokens[:-1]
-            text = encoding.decode([token for token in tokens if token < encoding.n_vocab])
-            answers[i] = text.partition("\nProblem:")[0]  # what a run-on model invents after its answer is not graded
-        if log:
-            log(start + len(batch))
+            # A problem that a run-on model invents after its answer is not graded.
+            answers[i] = decode(encoding, tokens).partition("\nProblem:")[0]
     return answers
 
 
@@ -225,7 +235,8 @@ def plain_output() -> None:
 def main():
     plain_output()
     parser = Parser(description=__doc__)
-    parser.add_argument("--base", metavar="FOLDER", default=HERE / "data/base", help="model folder (default: data/base)")
+    parser.add_argument("--base", metavar="FOLDER", default=HERE / "data/base",
+                        help="model folder (default: data/base)")
     parser.add_argument("--adapter", metavar="FOLDER", help="PEFT adapter folder (default: the newest under out/)")
     parser.add_argument("--data", metavar="PATH", default=HERE / "data/equations",
                         help="folder with test.jsonl, or a JSONL file (default: data/equations)")

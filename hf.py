@@ -148,9 +148,10 @@ def save_model(model: GPT, folder: str | Path) -> None:
 
 PREFIX = "base_model.model."  # PEFT wraps the model twice; its files keep the names of that
 # Fields of PEFT's config that change nothing here, whatever they hold.
-HARMLESS = {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "init_lora_weights",
-            "lora_alpha", "lora_dropout", "loftq_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size",
-            "r", "revision", "runtime_config", "target_modules", "task_type", "use_rslora"}
+HARMLESS = {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode",
+            "init_lora_weights", "lora_alpha", "lora_dropout", "loftq_config", "megatron_core", "peft_type",
+            "peft_version", "qalora_group_size", "r", "revision", "runtime_config", "target_modules", "task_type",
+            "use_rslora"}
 
 
 def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = None) -> None:
@@ -195,7 +196,7 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
             raise ValueError(f"{folder / 'adapter_config.json'}: {key} = {value!r} is not supported")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ValueError(f"{folder / 'adapter_config.json'}: r = {rank!r}, lora_alpha = {alpha!r}: want two numbers, r >= 1")
+        raise ValueError(f"{folder / 'adapter_config.json'}: r = {rank!r}, lora_alpha = {alpha!r}: want two numbers")
     alpha = alpha * rank**0.5 if config.get("use_rslora") else alpha
     tensors = read_tensors(folder / "adapter_model.safetensors")
     names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
@@ -204,9 +205,10 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
         layer = modules.get(name)
         for half in "AB":
             key = f"{PREFIX}{name}.lora_{half}.weight"
-            if not isinstance(layer, torch.nn.Linear) or key not in tensors:
-                raise ValueError(f"{folder}: the adapter's tensor {key} "
-                                 + ("is missing" if isinstance(layer, torch.nn.Linear) else "has no layer in this model"))
+            if not isinstance(layer, torch.nn.Linear):
+                raise ValueError(f"{folder}: the adapter's tensor {key} has no layer in this model")
+            if key not in tensors:
+                raise ValueError(f"{folder}: the adapter's tensor {key} is missing")
             shape = (rank, layer.in_features) if half == "A" else (layer.out_features, rank)
             if tensors[key].shape != shape:
                 raise ValueError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model and r want {shape}")

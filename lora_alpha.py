@@ -15,6 +15,7 @@ Read it top to bottom: the rule → LoRA → the GPT → the AdamW loop. Nothing
 
 import csv
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -142,7 +143,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Folds every adapter into its base weight, W0 ← W0 + s·B·A, and removes it. Weights stay frozen. Returns the model.
+    """Folds every adapter into its base weight, W0 ← W0 + s·B·A, and removes it. Returns the model, still frozen.
 
     Checked by test_lora.py::test_merged_equals_unmerged. Raises ValueError where there is nothing to merge.
     """
@@ -213,7 +214,7 @@ class GPTConfig:
 
 
 def rope_tables(config: GPTConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin (..., T, D) of the rotation angles at positions (..., T). Always float32: bfloat16 cannot count to 257.
+    """cos and sin (..., T, D) of the angles at positions (..., T). Always float32: bfloat16 cannot count to 257.
 
     Llama 3 stretches the slow waves by `factor`, leaves the fast ones and blends between (Llama 3.1's reference code).
     """
@@ -298,15 +299,15 @@ class GPT(nn.Module):
         ))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:  # GPT-2's initialisation: smaller where L layers add up in the residual stream
-                deep = math.sqrt(2 * config.num_hidden_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-                nn.init.normal_(parameter, std=0.02 / deep)
+            if parameter.dim() == 2:  # GPT-2's initialisation: smaller where 2L outputs add up in the residual stream
+                adds_up = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.num_hidden_layers) if adds_up else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         self.tie()
 
     def tie(self) -> None:
-        """One matrix for embedding and lm_head where the config says so; to be called again when weights are replaced."""
+        """One matrix for embedding and lm_head where the config says so; call it again when weights are replaced."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -334,8 +335,9 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, stop: Iterable[int] = (), temperature: float = 0.0,
-                 top_p: float = 1.0, generator: torch.Generator | None = None) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, stop: Iterable[int] = (),
+                 temperature: float = 0.0, top_p: float = 1.0,
+                 generator: torch.Generator | None = None) -> list[list[int]]:
         """New tokens for each prompt, in order, the stop token last where one was met; temperature 0 is greedy.
 
         A row also ends when it fills the context. top_p samples from the smallest set of tokens that holds that share
@@ -480,10 +482,9 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     layers = list(lora_layers(model).values()) if drift else []
     columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s"]
     columns += ["signal", "drift", "drift_ratio"] if drift else []
-    file = open(metrics, "w", newline="", encoding="utf-8") if metrics else None
-    writer = csv.DictWriter(file, columns) if file else None
-    if writer:
-        writer.writeheader()
+    file = open(metrics or os.devnull, "w", newline="", encoding="utf-8")
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
     rows, batches = [], iter(batches)
     model.train()
     for step in range(1, steps + 1):
@@ -494,6 +495,8 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         # Forward and backward. Each micro-batch counts by its targets, so any split of the update gives its mean.
         micro = [next(batches) for _ in range(grad_accum)]
         counts = [int((targets != -100).sum()) for _, targets in micro]
+        if not any(counts):
+            raise ValueError(f"step {step}: no micro-batch has a target (all are -100), so there is nothing to learn")
         loss = torch.zeros((), device=device)
         for (idx, targets), count in zip(micro, counts):
             if count:
@@ -516,7 +519,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         optimizer.zero_grad(set_to_none=True)
 
         seconds = time.perf_counter() - start
-        row = dict(step=step, loss=loss.item(), val_loss=None, lr=optimizer.param_groups[0]["lr"], grad_norm=norm.item(),
+        row = dict(step=step, loss=loss.item(), val_loss=None, lr=group["lr"], grad_norm=norm.item(),
                    clipped=int(clipped), tokens_per_s=sum(idx.numel() for idx, _ in micro) / seconds)
         if drift:
             pairs = [signal_drift(A, B, layer.lora_A - A, layer.lora_B - B, layer.scaling)
@@ -526,11 +529,9 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         if val_batches and (step == steps or eval_every and step % eval_every == 0):
             row["val_loss"] = evaluate(model, val_batches)
         rows.append(row)
-        if writer:
-            writer.writerow({key: f"{value:.8g}" for key, value in row.items() if value is not None})
-            file.flush()
+        writer.writerow({key: f"{value:.8g}" for key, value in row.items() if value is not None})
+        file.flush()
         if log:
             log(row)
-    if file:
-        file.close()
+    file.close()
     return rows

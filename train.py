@@ -7,8 +7,6 @@
 Writes out/NAME/: the adapter in PEFT's format, metrics.csv (a line a step) and run.json (flags, origin, results).
 """
 
-import argparse
-import json
 import math
 import os
 import platform
@@ -57,7 +55,7 @@ def parse_args(argv=None):
     data.add_argument("--base", default=str(HERE / "data/base"), metavar="FOLDER",
                       help="Hugging Face model folder (default: data/base)")
     data.add_argument("--data", default=str(HERE / "data/equations"), metavar="PATH",
-                      help="folder with train.jsonl (val.jsonl, test.jsonl), or one JSONL file (default: data/equations)")
+                      help="folder with train.jsonl (val.jsonl, test.jsonl), or a JSONL file (default: data/equations)")
     data.add_argument("--val", metavar="FILE",
                       help="validation problems (default: the folder's val.jsonl, else up to 300 held out)")
     data.add_argument("--eval-every", type=int, metavar="N",
@@ -66,9 +64,10 @@ def parse_args(argv=None):
                       help="test problems for pass@1, from the first; 0 for no pass@1 (default: 500)")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--out", metavar="FOLDER", help="where the run is written (default: the next free name under out/)")
+    run.add_argument("--out", metavar="FOLDER", help="where the run goes (default: the next free name under out/)")
     run.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
-    run.add_argument("--merge", action="store_true", help="also write the merged model, a Hugging Face folder, to OUT/merged")
+    run.add_argument("--merge", action="store_true",
+                     help="also write the merged model, a Hugging Face folder, as OUT/merged")
     run.add_argument("--drift", action="store_true", help="also log signal, drift and their ratio at every step")
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... "
                      "(default: cuda where there is one)")
@@ -142,10 +141,10 @@ def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[i
     examples = [encode_example(encoding, p, end, config.bos_token_id) for p in problems if p["solution"].strip()]
     fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
     if len(examples) < len(problems):
-        print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: their solution is empty")
+        print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: no solution to learn")
     if len(fitting) < len(examples):
-        print(f"left out {len(examples) - len(fitting):,} of {len(problems):,} {name} problems: longer than the context "
-              f"of {config.max_position_embeddings} tokens")
+        print(f"left out {len(examples) - len(fitting):,} of {len(problems):,} {name} problems: longer than the "
+              f"context of {config.max_position_embeddings} tokens")
     return fitting
 
 
@@ -171,7 +170,8 @@ class Progress:
         left = (time.time() - self.start) / step * (self.steps - step)
         done = 20 * step // self.steps
         line = (f"step {step:>{len(str(self.steps))}}/{self.steps} {self.full * done}{self.empty * (20 - done)} "
-                f"loss {row['loss']:.4f}{self.val}  {row['tokens_per_s']:,.0f} tok/s  {left // 60:.0f}:{left % 60:02.0f} left")
+                f"loss {row['loss']:.4f}{self.val}  {row['tokens_per_s']:,.0f} tok/s  "
+                f"{left // 60:.0f}:{left % 60:02.0f} left")
         print(f"\r{line:<100}" if self.terminal else line, end="" if self.terminal and not last else "\n", flush=True)
 
 
@@ -229,7 +229,7 @@ def main(argv=None):
         encoding = load_tokenizer(args.base)
         # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
         model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
-        config, total = model.config, sum(p.numel() for p in model.parameters())
+        config, base_parameters = model.config, sum(p.numel() for p in model.parameters())
         examples = encode_all(train_problems, "training", encoding, config)
         val_examples = encode_all(val_problems, "validation", encoding, config)
         if not examples:
@@ -254,12 +254,12 @@ def main(argv=None):
     rule = {"lora-alpha": f"= {args.c or 256:g}·√{args.rank}" if args.alpha is None else "(given)",
             "lora": "= 2r" if args.alpha is None else "(given)",
             "rslora": f"= {args.alpha or 16:g}·√{args.rank}"}.get(args.method)
-    print(f"base    {short(args.base)}, {total - (trainable if s else 0):,} parameters, on {device} in "
+    print(f"base    {short(args.base)}, {base_parameters:,} parameters, on {device} in "
           f"{str(dtype).removeprefix('torch.')}")
     print(f"data    {short(args.data)}, {len(examples):,} training and {len(val_examples):,} validation problems")
     if s:
         print(f"method  {args.method}, rank {args.rank}, alpha {alpha:g} {rule}, s = alpha/r = {s:g}; {trainable:,} "
-              f"trainable parameters ({100 * trainable / total:.1f}%)")
+              f"trainable parameters ({100 * trainable / base_parameters:.1f}% of the base's)")
         print(f"step 1  moves the weights by rms(ΔW)/lr = {ratio:.2f}; full fine-tuning's is 1")
     else:
         print(f"method  full fine-tuning, {trainable:,} trainable parameters (100%)")

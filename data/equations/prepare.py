@@ -1,4 +1,6 @@
-"""Linear equations in five levels, MATH's fields. Writes train.jsonl (4,000), val.jsonl (300), test.jsonl (500). Seed 1337, 1 s.
+"""Linear equations in five levels, MATH's fields. Writes train.jsonl (4,000), val.jsonl (300), test.jsonl (500).
+
+Seed 1337, 1 s.
 
 Level 1: x + a = b.  2: ax + b = c and x/a = b.  3: ax + b = cx + d.  4: with brackets.  5: with brackets and fractions.
 No equation stands in two of the files, under any letter. tests/test_data.py puts each answer back into its equation.
@@ -130,4 +132,4 @@ if __name__ == "__main__":
         text = "".join(json.dumps(problem) + "\n" for problem in part)
         (HERE / f"{name}.jsonl").write_bytes(text.encode())
         levels = Counter(problem["level"] for problem in part)
-        print(f"{name}.jsonl {len(part):,} problems, {', '.join(f'{level}: {n}' for level, n in sorted(levels.items()))}")
+        print(f"{name}.jsonl {len(part):,} problems, " + ", ".join(f"{k}: {n}" for k, n in sorted(levels.items())))

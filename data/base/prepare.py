@@ -23,8 +23,8 @@ from tiktoken._educational import bpe_train
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as a script
 
-from data.equations.prepare import bracket, linear, nonzero  # noqa: E402
-from hf import load_model, load_tokenizer, save_model, write_json  # noqa: E402
+from data.equations.prepare import bracket, linear, nonzero, plus, signed  # noqa: E402
+from hf import load_tokenizer, save_model, write_json  # noqa: E402
 from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
 
 SEED = 1337
@@ -34,13 +34,8 @@ VOCABULARY = 512
 PATTERN = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def signed(n: int) -> str:
-    return f"({n})" if n < 0 else str(n)
-
-
 def join(first: int | str, second: int | str) -> str:
-    """first + second, written without "+ -"."""
-    return f"{first} - {str(second)[1:]}" if str(second).startswith("-") else f"{first} + {second}"
+    return f"{first} {plus(str(second))}"
 
 
 def frac(q: Fraction) -> str:
@@ -53,29 +48,33 @@ def frac(q: Fraction) -> str:
 
 
 def add(rng):
-    size = rng.choice([20, 100, 100, 250])
-    a, b = rng.randint(-size, size), rng.randint(-size, size)
+    a, b = small_pair(rng)
     left, total = rng.choice([(join(a, b), a + b), (join(a, b), a + b), (f"{a} + {signed(b)}", a + b),
                               (f"{a} - {signed(b)}", a - b)])
     ask = rng.choice(["Compute ${}$.", "What is ${}$?", "Find the value of ${}$."]).format(left)
     return ask, f"We have ${left} = {total}$.", total
 
 
+def small_pair(rng):
+    size = rng.choice([20, 50, 99])
+    return rng.randint(-size, size), rng.randint(-size, size)
+
+
 def multiply(rng):
-    a, b = nonzero(rng, -20, 20), nonzero(rng, -30, 30)
+    a, b = nonzero(rng, -12, 12), nonzero(rng, -20, 20)
     left = rng.choice([f"{a} \\cdot {signed(b)}", f"{a} \\times {signed(b)}"])
     return rng.choice([f"Compute ${left}$.", f"What is ${left}$?"]), f"We have ${left} = {a * b}$.", a * b
 
 
 def divide(rng):
-    b, q = nonzero(rng, -20, 20), rng.randint(-30, 30)
+    b, q = nonzero(rng, -14, 14), rng.randint(-20, 20)
     left = rng.choice([f"\\frac{{{b * q}}}{{{b}}}", f"{b * q} \\div {signed(b)}"])
     ask = rng.choice([f"Compute ${left}$.", f"Simplify ${left}$."])
     return ask, f"Since ${b} \\cdot {signed(q)} = {b * q}$, we have ${left} = {q}$.", q
 
 
 def order_of_operations(rng):
-    a, b, c = rng.randint(2, 12), nonzero(rng, -12, 20), nonzero(rng, -40, 60)
+    a, b, c = rng.randint(2, 9), nonzero(rng, -9, 12), nonzero(rng, -20, 20)
     if rng.random() < 0.5:
         result = c + a * b
         return (f"Evaluate ${c} + {a} \\cdot {signed(b)}$.",
@@ -88,15 +87,15 @@ def order_of_operations(rng):
 def like_terms(rng):
     x = unknown(rng)
     a, c = nonzero(rng, -12, 15), nonzero(rng, -12, 15)
-    b, d = rng.randint(-60, 60), rng.choice([0, rng.randint(-60, 60)])
+    b, d = rng.randint(-40, 40), rng.choice([0, rng.randint(-40, 40)])
     left, result = join(linear(a, b, x), linear(c, d, x)), linear(a + c, b + d, x)
     ask = rng.choice([f"Simplify ${left}$.", f"Combine like terms: ${left}$."])
     return ask, f"Combining like terms gives ${result}$.", result
 
 
 def expand(rng):
-    x, k = unknown(rng), rng.choice([-1, 1]) * rng.randint(2, 12)
-    a, b = rng.choice([1, 1, 1, 2, 3, 4, 5]), nonzero(rng, -20, 20)
+    x, k = unknown(rng), rng.choice([-1, 1, 1]) * rng.randint(2, 9)
+    a, b = rng.choice([1, 1, 1, 2, 3, 4]), nonzero(rng, -12, 12)
     left, result = bracket(k, a, b, x), linear(k * a, k * b, x)
     ask = rng.choice([f"Expand ${left}$.", f"Write ${left}$ without brackets."])
     return ask, f"Expanding the bracket gives ${result}$.", result
@@ -112,8 +111,8 @@ def expand_two(rng):
 
 def add_to_expression(rng):
     """What is done to each side of an equation, without the equation."""
-    x, a, b = unknown(rng), nonzero(rng, -20, 20), rng.randint(-99, 99)
-    p, q = rng.choice([(0, nonzero(rng, -99, 99)), (0, b or 1), (nonzero(rng, -12, 12), 0), (a, 0),
+    x, a, b = unknown(rng), nonzero(rng, -12, 12), rng.randint(-50, 50)
+    p, q = rng.choice([(0, nonzero(rng, -50, 50)), (0, b or 1), (nonzero(rng, -12, 12), 0), (a, 0),
                        (nonzero(rng, -12, 12), rng.randint(-40, 40))])
     before, change = linear(a, b, x), linear(p, q, x)
     if rng.random() < 0.5:
@@ -124,8 +123,8 @@ def add_to_expression(rng):
 
 
 def multiply_expression(rng):
-    x, k = unknown(rng), rng.choice([-1, 1]) * rng.randint(2, 20)
-    a, b = nonzero(rng, -9, 9), rng.choice([0, rng.randint(-20, 20)])
+    x, k = unknown(rng), rng.choice([-1, 1]) * rng.randint(2, 9)
+    a, b = nonzero(rng, -9, 9), rng.choice([0, rng.randint(-12, 12)])
     small, large = linear(a, b, x), linear(k * a, k * b, x)
     if rng.random() < 0.4:
         return f"Multiply ${small}$ by ${k}$.", f"Multiplying ${small}$ by ${k}$ gives ${large}$.", large
@@ -143,7 +142,7 @@ def fraction_of_expression(rng):
 
 
 def substitute(rng):
-    x, a, b, n = unknown(rng), nonzero(rng, -9, 12), nonzero(rng, -40, 40), rng.randint(-12, 20)
+    x, a, b, n = unknown(rng), nonzero(rng, -9, 9), nonzero(rng, -40, 40), rng.randint(-12, 12)
     value, result = linear(a, b, x), a * n + b
     ask = rng.choice([f"Evaluate ${value}$ when ${x} = {n}$.", f"What is the value of ${value}$ at ${x} = {n}$?",
                       f"Let $f({x}) = {value}$. What is $f({n})$?"])
@@ -151,14 +150,14 @@ def substitute(rng):
 
 
 def simplify_fraction(rng):
-    k, a, b = rng.randint(2, 12), nonzero(rng, -12, 12), rng.randint(2, 12)
+    k, a, b = rng.randint(2, 9), nonzero(rng, -9, 9), rng.randint(2, 9)
     result = frac(Fraction(a, b))
     return (f"Simplify $\\frac{{{k * a}}}{{{k * b}}}$.",
             f"Dividing both by ${k * math.gcd(a, b)}$ gives ${result}$.", result)
 
 
 def add_fractions(rng):
-    a, b, c, d, sign = (rng.randint(1, 9), rng.randint(2, 9), rng.randint(1, 9), rng.randint(2, 9), rng.choice("+-"))
+    a, b, c, d, sign = rng.randint(1, 5), rng.randint(2, 6), rng.randint(1, 5), rng.randint(2, 6), rng.choice("+-")
     m, result = math.lcm(b, d), frac(Fraction(a, b) + Fraction(c, d) * (1 if sign == "+" else -1))
     left = f"\\frac{{{a}}}{{{b}}} {sign} \\frac{{{c}}}{{{d}}}"
     same = f"\\frac{{{a * m // b}}}{{{m}}} {sign} \\frac{{{c * m // d}}}{{{m}}}"
@@ -166,7 +165,7 @@ def add_fractions(rng):
 
 
 def percent(rng):
-    p, n = rng.choice([5, 10, 20, 25, 30, 40, 50, 60, 75]), 20 * rng.randint(1, 20)
+    p, n = rng.choice([5, 10, 20, 25, 30, 40, 50, 60, 75]), 20 * rng.randint(1, 10)
     result = frac(Fraction(p * n, 100))
     return f"What is ${p}\\%$ of ${n}$?", f"We have $\\frac{{{p}}}{{100}} \\cdot {n} = {result}$.", result
 
@@ -179,14 +178,14 @@ def remainder(rng):
 
 
 def average(rng):
-    ns = [rng.randint(1, 40) for _ in range(rng.randint(2, 4))]
+    ns = [rng.randint(1, 30) for _ in range(rng.randint(2, 3))]
     result = frac(Fraction(sum(ns), len(ns)))
     return (f"Find the average of ${', '.join(map(str, ns))}$.",
             f"The sum is ${' + '.join(map(str, ns))} = {sum(ns)}$. Dividing by ${len(ns)}$ gives ${result}$.", result)
 
 
 def sequence(rng):
-    a, d = rng.randint(-30, 60), nonzero(rng, -15, 15)
+    a, d = rng.randint(-30, 40), nonzero(rng, -12, 12)
     result = a + 4 * d
     return (f"What is the next term of the sequence ${a}, {a + d}, {a + 2 * d}, {a + 3 * d}, \\ldots$?",
             f"Each term is ${d}$ more than the one before, so the next is ${join(a + 3 * d, d)} = {result}$.", result)
@@ -202,7 +201,7 @@ def rectangle(rng):
 
 
 def powers(rng):
-    a, n = rng.randint(2, 12), rng.randint(2, 3)
+    a, n = rng.randint(2, 9), rng.randint(2, 3)
     product = " \\cdot ".join([str(a)] * n)
     return f"Compute ${a}^{n}$.", f"We have ${a}^{n} = {product} = {a**n}$.", a**n
 
@@ -229,39 +228,54 @@ def unknown(rng):
 
 def sums(rng):
     """Several sums in one problem: arithmetic at three times the density of one problem a sum."""
-    left, right = [], []
-    for _ in range(rng.randint(4, 7)):
-        size = rng.choice([20, 100, 200])
-        a, b = rng.randint(-size, size), rng.randint(-size, size)
-        left.append(join(a, b))
-        right.append(a + b)
-    worked = ", ".join(f"${a} = {b}$" for a, b in zip(left, right))
-    return f"Compute {', '.join(f'${a}$' for a in left)}.", f"We have {worked}.", ", ".join(map(str, right))
+    pairs = [small_pair(rng) for _ in range(rng.randint(4, 7))]
+    worked = ", ".join(f"${join(a, b)} = {a + b}$" for a, b in pairs)
+    return (f"Compute {', '.join(f'${join(a, b)}$' for a, b in pairs)}.", f"We have {worked}.",
+            ", ".join(str(a + b) for a, b in pairs))
 
 
 def quotients(rng):
-    left, right = [], []
-    for _ in range(rng.randint(3, 5)):
-        b, q = nonzero(rng, -20, 20), rng.randint(-30, 30)
-        left.append(f"\\frac{{{b * q}}}{{{b}}}")
-        right.append(q)
-    worked = ", ".join(f"${a} = {b}$" for a, b in zip(left, right))
-    return f"Simplify {', '.join(f'${a}$' for a in left)}.", f"We have {worked}.", ", ".join(map(str, right))
+    pairs = [(nonzero(rng, -14, 14), rng.randint(-12, 12)) for _ in range(rng.randint(3, 5))]
+    lefts = [f"\\frac{{{b * q}}}{{{b}}}" for b, q in pairs]
+    worked = ", ".join(f"${left} = {q}$" for left, (_, q) in zip(lefts, pairs))
+    return (f"Simplify {', '.join(f'${left}$' for left in lefts)}.", f"We have {worked}.",
+            ", ".join(str(q) for _, q in pairs))
 
 
-# How often each kind comes: mostly what a step of algebra is made of. The second phase drills the arithmetic.
-BROAD = {add: 6, multiply: 3, divide: 5, order_of_operations: 2, like_terms: 4, expand: 4, expand_two: 2,
-         add_to_expression: 7, multiply_expression: 3, fraction_of_expression: 2, substitute: 2, simplify_fraction: 1,
-         add_fractions: 1, percent: 1, remainder: 1, average: 1, sequence: 1, rectangle: 1, powers: 1, compare: 1,
-         story: 1}
-DRILL = {**BROAD, sums: 25, quotients: 8}
-PHASES = [(BROAD, 4500, 2e-3), (DRILL, 1400, 1e-3)]  # kinds, updates of 16 rows, peak learning rate
+def assignment(rng):
+    """A name for a number: nothing is to be solved for."""
+    x = unknown(rng)
+    if rng.random() < 0.6:
+        a, b = small_pair(rng)
+        left, value = join(a, b), a + b
+    else:
+        b, value = nonzero(rng, -14, 14), rng.randint(-12, 12)
+        left = f"\\frac{{{b * value}}}{{{b}}}"
+    ask = rng.choice([f"Let ${x} = {left}$. Compute ${x}$.", f"Compute ${x} = {left}$."])
+    return ask, f"This gives ${x} = {left} = {value}$.", value
 
 
-def corpus(rng: random.Random, kinds: dict) -> Iterator[tuple[str, str]]:
+def two_assignments(rng):
+    x, y = rng.sample("xyzntkmpab", 2)
+    b, q = nonzero(rng, -12, 12), rng.randint(-12, 12)
+    second = rng.randint(-40, 40)
+    first = b * q - second
+    return (f"Let ${x} = {join(first, second)}$ and ${y} = \\frac{{{x}}}{{{b}}}$. Compute ${y}$.",
+            f"Adding gives ${x} = {join(first, second)} = {b * q}$. "
+            f"Dividing by ${b}$ gives ${y} = \\frac{{{b * q}}}{{{b}}} = {q}$.", q)
+
+
+# How often each kind comes: mostly what a step of algebra is made of.
+KINDS = {sums: 9, quotients: 4, assignment: 6, two_assignments: 5, add: 3, multiply: 3, divide: 2,
+         order_of_operations: 2, like_terms: 4, expand: 4, expand_two: 4, add_to_expression: 7,
+         multiply_expression: 3, fraction_of_expression: 2, substitute: 2, simplify_fraction: 1, add_fractions: 1,
+         percent: 1, remainder: 1, average: 1, sequence: 1, rectangle: 1, powers: 1, compare: 1, story: 1}
+
+
+def corpus(rng: random.Random) -> Iterator[tuple[str, str]]:
     """Problems and solutions without end."""
     while True:
-        for kind in rng.choices(list(kinds), list(kinds.values()), k=1000):
+        for kind in rng.choices(list(KINDS), list(KINDS.values()), k=1000):
             problem, steps, answer = kind(rng)
             yield problem, f"{steps} The answer is $\\boxed{{{answer}}}$."
 
@@ -297,38 +311,33 @@ def rows(problems: Iterator[tuple[str, str]], encoding: tiktoken.Encoding, batch
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phase", type=int, choices=[1, 2], default=1, help="2: go on from the first phase's files")
+    parser.add_argument("--steps", type=int, default=5000, help="updates of 16 rows of 256 tokens (default: 5000)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: 2e-3)")
     args = parser.parse_args()
 
-    if args.phase == 1:
-        torch.manual_seed(SEED)
-        sample = corpus(random.Random(SEED + 1), BROAD)
-        learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)))
-        end = load_tokenizer(HERE).eot_token
-        config = GPTConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
-                           num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True, eos_token_id=(end,))
-        save_model(GPT(config), HERE)
+    torch.manual_seed(SEED)
+    sample = corpus(random.Random(SEED + 1))
+    learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)))
     encoding = load_tokenizer(HERE)
-    val = rows(corpus(random.Random(SEED + 2), BROAD), encoding, 16)
+    config = GPTConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
+                       num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True,
+                       eos_token_id=(encoding.eot_token,))
+    model = GPT(config)
+    val = rows(corpus(random.Random(SEED + 2)), encoding, 16)
     val = [next(val) for _ in range(8)]
     start = time.time()
 
     def log(row):
         if row["step"] % 50 == 0 or row["val_loss"]:
             val_loss = f"  val {row['val_loss']:.4f}" if row["val_loss"] else ""
-            print(f"step {row['step']}  loss {row['loss']:.4f}{val_loss}  {row['tokens_per_s']:,.0f} tok/s  "
-                  f"{time.time() - start:.0f} s", flush=True)
+            print(f"step {row['step']}/{args.steps}  loss {row['loss']:.4f}{val_loss}  "
+                  f"{row['tokens_per_s']:,.0f} tok/s  {time.time() - start:.0f} s", flush=True)
 
-    for phase in range(args.phase, 3):
-        kinds, steps, lr = PHASES[phase - 1]
-        seed = SEED if phase == 1 else SEED + 10
-        model = load_model(HERE, torch.float32)
-        train(model, rows(corpus(random.Random(seed), kinds), encoding, 16), steps, lr, warmup=100, betas=(0.9, 0.95),
-              weight_decay=0.1, grad_clip=1.0, val_batches=val, eval_every=500, log=log)
-        save_model(model.to(torch.bfloat16), HERE)
-        loss, parameters = evaluate(model.float(), val), sum(p.numel() for p in model.parameters())
-        print(f"phase {phase}: {parameters:,} parameters, validation loss {loss:.4f} in bfloat16, "
-              f"{time.time() - start:.0f} s")
+    train(model, rows(corpus(random.Random(SEED)), encoding, 16), args.steps, args.lr, warmup=100, betas=(0.9, 0.95),
+          weight_decay=0.1, grad_clip=1.0, val_batches=val, eval_every=500, log=log)
+    save_model(model.to(torch.bfloat16), HERE)
+    loss, parameters = evaluate(model.float(), val), sum(p.numel() for p in model.parameters())
+    print(f"base: {parameters:,} parameters, validation loss {loss:.4f} in bfloat16, {time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ No equation stands in two of the files, under any letter. tests/test_data.py put
 
 import json
 import random
+import re
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,21 @@ def bracket(k: int, a: int, b: int, x: str = "x") -> str:
     return f"{k}({linear(a, b, x)})"
 
 
+def signed(n: int) -> str:
+    return f"({n})" if n < 0 else str(n)
+
+
+def plus(second: str) -> str:
+    """+ second, written without "+ -"."""
+    return f"- {second[1:]}" if second.startswith("-") else f"+ {second}"
+
+
+def whole(n: int, k: int) -> int:
+    if n % k:
+        raise ValueError(f"{n}/{k} is not a whole number")
+    return n // k
+
+
 def nonzero(rng: random.Random, low: int, high: int) -> int:
     return rng.choice([n for n in range(low, high + 1) if n])
 
@@ -38,6 +54,8 @@ def two_sides(a: int, b: int, c: int, d: int, x: str) -> list[str]:
     if c:
         word = f"Subtracting ${linear(c, 0, x)}$ from" if c > 0 else f"Adding ${linear(-c, 0, x)}$ to"
         a, c = a - c, 0
+        if a == 0:
+            raise ValueError("no unknown is left")
         steps.append(f"{word} both sides gives ${linear(a, b, x)} = {d}$.")
     if b:
         word, sign = (f"Subtracting ${b}$ from", "-") if b > 0 else (f"Adding ${-b}$ to", "+")
@@ -50,52 +68,41 @@ def two_sides(a: int, b: int, c: int, d: int, x: str) -> list[str]:
 
 def make(level: int, rng: random.Random) -> tuple[str, list[str], int, str]:
     """One equation, the steps of its solution, its root, and the unknown's name. ValueError: an unlucky draw."""
-    x, root = rng.choice("xxxyzntk"), rng.randint(-20, 20)
-    a, b, c, k = rng.randint(2, 9), nonzero(rng, -30, 30), rng.randint(2, 9), rng.randint(2, 9)
+    x, root = rng.choice("xxxyzntk"), rng.randint(-12, 12)
+    a, b, c, k = rng.randint(2, 9), nonzero(rng, -20, 20), nonzero(rng, -5, 7), rng.randint(2, 6)
     if level == 1:
-        b = nonzero(rng, -99, 99)
+        root, b = rng.randint(-30, 30), nonzero(rng, -50, 50)
         left = f"{b} + {x}" if b > 0 and rng.random() < 0.3 else linear(1, b, x)
         return f"{left} = {root + b}", two_sides(1, b, 0, root + b, x), root, x
+    if level == 2 and rng.random() < 0.25:
+        quotient = nonzero(rng, -10, 10)
+        steps = [f"Multiplying both sides by ${a}$ gives ${x} = {a} \\cdot {signed(quotient)} = {a * quotient}$."]
+        return f"\\frac{{{x}}}{{{a}}} = {quotient}", steps, a * quotient, x
     if level == 2:
-        if rng.random() < 0.25:
-            quotient = nonzero(rng, -12, 12)
-            steps = [f"Multiplying both sides by ${a}$ gives ${x} = {a} \\cdot {quotient} = {a * quotient}$."]
-            return f"\\frac{{{x}}}{{{a}}} = {quotient}", steps, a * quotient, x
         a, b = a * rng.choice([1, 1, 1, -1]), b * rng.choice([0, 1, 1])
         return f"{linear(a, b, x)} = {a * root + b}", two_sides(a, b, 0, a * root + b, x), root, x
     if level == 3:
-        c = nonzero(rng, -6, 8)
-        if c == a:
-            raise ValueError("no unknown left")
         d = (a - c) * root + b
         return f"{linear(a, b, x)} = {linear(c, d, x)}", two_sides(a, b, c, d, x), root, x
     b = nonzero(rng, -9, 9)
-    if level == 4:
-        if rng.random() < 0.5:  # k(ax + b) = cx + d
-            a = rng.choice([1, 1, 2, 3])
-            if k * a == c:
-                raise ValueError("no unknown left")
-            d = k * (a * root + b) - c * root
-            steps = [f"Expanding the left side gives ${linear(k * a, k * b, x)} = {linear(c, d, x)}$."]
-            return f"{bracket(k, a, b, x)} = {linear(c, d, x)}", steps + two_sides(k * a, k * b, c, d, x), root, x
-        e = nonzero(rng, -9, 9)  # k(x + b) + c(x + e) = d
+    if level == 4 and rng.random() < 0.5:  # k(ax + b) = cx + d
+        a = rng.choice([1, 1, 2, 3])
+        d = k * (a * root + b) - c * root
+        steps = [f"Expanding the left side gives ${linear(k * a, k * b, x)} = {linear(c, d, x)}$."]
+        return f"{bracket(k, a, b, x)} = {linear(c, d, x)}", steps + two_sides(k * a, k * b, c, d, x), root, x
+    if level == 4:  # k(x + b) + c(x + e) = d
+        c, e = rng.randint(2, 6), nonzero(rng, -9, 9)
         d = k * (root + b) + c * (root + e)
-        steps = [f"Expanding the brackets gives ${linear(k, k * b, x)} + {linear(c, c * e, x)} = {d}$.",
+        steps = [f"Expanding the brackets gives ${linear(k, k * b, x)} {plus(linear(c, c * e, x))} = {d}$.",
                  f"Combining like terms gives ${linear(k + c, k * b + c * e, x)} = {d}$."]
         left = f"{bracket(k, 1, b, x)} + {bracket(c, 1, e, x)}"
         return f"{left} = {d}", steps + two_sides(k + c, k * b + c * e, 0, d, x), root, x
     if rng.random() < 0.5:  # (ax + b)/k = d
-        if (a * root + b) % k:
-            raise ValueError("not a whole number")
-        d = (a * root + b) // k
+        d = whole(a * root + b, k)
         steps = [f"Multiplying both sides by ${k}$ gives ${linear(a, b, x)} = {k * d}$."]
         return f"\\frac{{{linear(a, b, x)}}}{{{k}}} = {d}", steps + two_sides(a, b, 0, k * d, x), root, x
-    if (a * (root + b)) % k:  # a(x + b)/k = cx + d
-        raise ValueError("not a whole number")
-    c = rng.randint(1, 3)
-    d = a * (root + b) // k - c * root
-    if a == k * c:
-        raise ValueError("no unknown left")
+    c = rng.randint(1, 3)  # a(x + b)/k = cx + d
+    d = whole(a * (root + b), k) - c * root
     steps = [f"Multiplying both sides by ${k}$ gives ${bracket(a, 1, b, x)} = {linear(k * c, k * d, x)}$.",
              f"Expanding the left side gives ${linear(a, a * b, x)} = {linear(k * c, k * d, x)}$."]
     left = f"\\frac{{{bracket(a, 1, b, x)}}}{{{k}}}"
@@ -115,6 +122,8 @@ def problems(rng: random.Random) -> list[dict]:
             equation, steps, root, x = make(level, rng)
         except ValueError:
             continue
+        if any(len(number) > 2 for number in re.findall(r"\d+", equation + " ".join(steps))):
+            continue  # numbers up to 99, the range that the base knows well
         same = equation.replace("frac", "").replace(x, "x")
         if same in seen:
             continue

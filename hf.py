@@ -24,11 +24,16 @@ def read_json(path: str | Path) -> dict:
     """The object in a JSON file. ValueError, naming the file, where it holds anything else."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: holds no JSON object")
     return value
+
+
+def is_number(value) -> bool:
+    """A finite int or float, of a size that float arithmetic can hold; no bool."""
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def write_json(path: str | Path, value: dict) -> None:
@@ -60,7 +65,8 @@ def load_config(folder: str | Path) -> GPTConfig:
     Raises ValueError for a model type or a feature that this GPT would compute wrongly.
     """
     folder = Path(folder)
-    raw = read_json(folder / "config.json")
+    raw = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}  # transformers' defaults
+    raw.update((key, value) for key, value in read_json(folder / "config.json").items() if value is not None)
 
     def refuse(key, why):
         raise ValueError(f"{folder / 'config.json'}: {key} = {raw.get(key)!r} is not supported: {why}")
@@ -72,25 +78,35 @@ def load_config(folder: str | Path) -> GPTConfig:
     for key in ("attention_bias", "mlp_bias", "quantization_config"):
         if raw.get(key):
             refuse(key, "there is no such thing in this GPT")
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(raw.get(key) or {}, dict):
+            refuse(key, "it must be an object or null")
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+    theta = rope.pop("rope_theta", raw["rope_theta"])
     if kind not in ("default", "llama3"):
         refuse("rope_parameters" if raw.get("rope_parameters") else "rope_scaling", "only default and llama3 are")
-    missing = [key for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-               if kind == "llama3" and not isinstance(rope.get(key), int | float)]
-    if missing:
-        raise ValueError(f"{folder / 'config.json'}: llama3 rope scaling lacks {missing[0]}")
+    rope_keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    for key, value in [("rope_theta", theta), ("rms_norm_eps", raw["rms_norm_eps"]),
+                       *((key, rope.get(key)) for key in rope_keys if kind == "llama3")]:
+        if not is_number(value) or value <= 0:
+            raise ValueError(f"{folder / 'config.json'}: {key} = {value!r} must be a number above 0")
     generation = folder / "generation_config.json"
-    ends = (read_json(generation).get("eos_token_id") if generation.is_file() else None) or raw.get("eos_token_id")
-    ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    ends = raw.get("eos_token_id") if ends is None else ends
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    for token in [*ends, raw.get("bos_token_id", 0)]:
+        if type(token) is not int or token < 0:
+            raise ValueError(f"{folder}: the token id {token!r} in config.json or generation_config.json is none")
+    if type(raw.get("num_hidden_layers")) is int and raw["num_hidden_layers"] > 1000:
+        refuse("num_hidden_layers", "no model of this kind has so many layers")
     names = GPTConfig.__dataclass_fields__.keys() - {"rope_theta", "rope_scaling", "eos_token_id"}
-    known = {name: raw[name] for name in names if raw.get(name) is not None}
+    known = {name: raw[name] for name in names if name in raw}
     needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     if lacking := [name for name in needed if name not in known]:
         raise ValueError(f"{folder / 'config.json'}: lacks {lacking[0]}")
-    known = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **known}  # transformers' defaults for Llama
-    return GPTConfig(**known, rope_theta=theta, rope_scaling=rope if kind == "llama3" else None, eos_token_id=ends)
+    scaling = rope if kind == "llama3" else None
+    return GPTConfig(**known, rope_theta=theta, rope_scaling=scaling, eos_token_id=tuple(ends))
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
@@ -104,9 +120,10 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     with torch.device("meta"):  # no memory is taken before the file's own
         model = GPT(load_config(folder))
     tensors = read_tensors(folder / "model.safetensors")
-    if model.config.tie_word_embeddings:
-        tensors.setdefault("lm_head.weight", tensors.get("model.embed_tokens.weight"))
     expected = model.state_dict()
+    if model.config.tie_word_embeddings:  # as transformers does: the embedding counts, whatever lm_head the file holds
+        expected.pop("lm_head.weight")
+        tensors.pop("lm_head.weight", None)
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} is "
@@ -115,6 +132,8 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
             raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} has shape {tuple(tensors[name].shape)}, "
                              f"config.json says {tuple(expected[name].shape)}")
     tensors = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
+    if model.config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model.load_state_dict(tensors, assign=True)
     model.tie()
     return model.requires_grad_(True)
@@ -194,9 +213,10 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
     for key, value in config.items():
         if key not in HARMLESS and value and (key, value) != ("bias", "none"):
             raise ValueError(f"{folder / 'adapter_config.json'}: {key} = {value!r} is not supported")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ValueError(f"{folder / 'adapter_config.json'}: r = {rank!r}, lora_alpha = {alpha!r}: want two numbers")
+    rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
+    if type(rank) is not int or rank < 1 or not is_number(alpha) or not is_number(dropout):
+        raise ValueError(f"{folder / 'adapter_config.json'}: r = {rank!r}, lora_alpha = {alpha!r}, "
+                         f"lora_dropout = {dropout!r}: want three numbers, r a whole one above 0")
     alpha = alpha * rank**0.5 if config.get("use_rslora") else alpha
     tensors = read_tensors(folder / "adapter_model.safetensors")
     names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
@@ -214,7 +234,7 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
                 raise ValueError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model and r want {shape}")
     if len(tensors) != 2 * len(names) or not names:
         raise ValueError(f"{folder}: the adapter's file holds other tensors than a lora_A and a lora_B for each layer")
-    inject_lora(model, rank, alpha, targets=sorted(names), dropout=config.get("lora_dropout") or 0.0)
+    inject_lora(model, rank, alpha, targets=sorted(names), dropout=dropout)
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
             layer.lora_A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"])
@@ -247,11 +267,14 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
     spec = read_json(folder / "spec.json")
     if not isinstance(spec.get("pat_str"), str) or not isinstance(spec.get("special_tokens"), dict):
         raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
+    special = spec["special_tokens"]
+    ids = [*ranks.values(), *special.values()]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"{files[0]}: ranks and special tokens must have whole numbers from 0, no number twice")
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ValueError(f"{files[0]}: lacks the single byte {missing[0]:#04x}, so that some texts have no tokens")
-    return tiktoken.Encoding(name=folder.name, pat_str=spec["pat_str"], mergeable_ranks=ranks,
-                             special_tokens=spec["special_tokens"])
+    return tiktoken.Encoding(name=folder.name, pat_str=spec["pat_str"], mergeable_ranks=ranks, special_tokens=special)
 
 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:

@@ -13,9 +13,7 @@ formula is named beside it.
 Read it top to bottom: the rule → LoRA → the GPT → the AdamW loop. Nothing but torch is needed.
 """
 
-import csv
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -199,12 +197,14 @@ class GPTConfig:
     eos_token_id: tuple[int, ...] = ()  # every token that ends an answer
 
     def __post_init__(self):
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "head_dim", "max_position_embeddings"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if name == "head_dim" and value is None:  # the sizes that it comes from are checked by now
+                value = self.head_dim = self.hidden_size // self.num_attention_heads
+            if type(value) is not int or not 0 < value < 2**31:
                 raise ValueError(f"{name} = {value!r}: it must be a whole number, 1 or more")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(f"num_attention_heads = {self.num_attention_heads} must be a multiple of "
@@ -350,8 +350,8 @@ class GPT(nn.Module):
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= context:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens: it must have 1 to {context} (the context)")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(f"temperature = {temperature}, top_p = {top_p}: want temperature >= 0 and 0 < top_p <= 1")
+        if not (0 <= temperature < math.inf and 0 < top_p <= 1):
+            raise ValueError(f"temperature = {temperature}, top_p = {top_p}: want 0 or more, and 0 < top_p <= 1")
         was_training = self.training
         self.eval()
         new = [[] for _ in prompts]
@@ -431,7 +431,7 @@ def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) 
         queue = queue[update:]
         for i in range(grad_accum):
             part = chosen[i * update // grad_accum : (i + 1) * update // grad_accum]
-            yield collate(part or chosen[:1])
+            yield collate(part) if part else (torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), -100))
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int) -> float:
@@ -482,9 +482,8 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     layers = list(lora_layers(model).values()) if drift else []
     columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s"]
     columns += ["signal", "drift", "drift_ratio"] if drift else []
-    file = open(metrics or os.devnull, "w", newline="", encoding="utf-8")
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
+    if metrics:
+        Path(metrics).write_text(",".join(columns) + "\n")
     rows, batches = [], iter(batches)
     model.train()
     for step in range(1, steps + 1):
@@ -529,9 +528,10 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         if val_batches and (step == steps or eval_every and step % eval_every == 0):
             row["val_loss"] = evaluate(model, val_batches)
         rows.append(row)
-        writer.writerow({key: f"{value:.8g}" for key, value in row.items() if value is not None})
-        file.flush()
+        if metrics:
+            cells = ["" if row[name] is None else f"{row[name]:.8g}" for name in columns]
+            with open(metrics, "a") as file:
+                file.write(",".join(cells) + "\n")
         if log:
             log(row)
-    file.close()
     return rows

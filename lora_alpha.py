@@ -110,20 +110,17 @@ def inject_lora(model: nn.Module, rank: int, alpha: float | None = None, c: floa
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("the model already has LoRA adapters: merge_lora them before injecting again")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if targets == ALL_LINEAR:
-        chosen = {name for name in linears if name.split(".")[-1] != "lm_head"}
-        unmatched = [] if chosen else [targets]
-    elif isinstance(targets, str):
-        chosen = {name for name in linears if re.fullmatch(targets, name)}
-        unmatched = [] if chosen else [targets]
+    if isinstance(targets, str):
+        pattern = r"(.*\.)?(?!lm_head$)[^.]+" if targets == ALL_LINEAR else targets
+        hits = {targets: [name for name in linears if re.fullmatch(pattern, name)]}
     else:
         hits = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in targets}
-        chosen = {name for names in hits.values() for name in names}
-        unmatched = [target for target, names in hits.items() if not names] or ([] if chosen else ["(none given)"])
+    unmatched = [target for target, names in hits.items() if not names] or ([] if hits else ["(none given)"])
     if unmatched:
         known = ", ".join(sorted({name.split(".")[-1] for name in linears}))
         raise ValueError(f"target {unmatched[0]!r} matches no linear layer; the layers are called {known} "
                          "(a list holds names, a string is a regular expression for the whole path)")
+    chosen = [name for name in linears if any(name in names for names in hits.values())]  # in the model's order
     uses = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
     for name in chosen:
         if uses.count(id(linears[name].weight)) > 1:

@@ -236,7 +236,8 @@ def test_a_spoilt_adapter_is_refused(spoil, tmp_path):
     dict(rank_pattern={"q_proj": 2}), dict(alpha_pattern={"q_proj": 2}), dict(fan_in_fan_out=True),
     dict(peft_type="LOHA"), dict(r=0), dict(r=-4), dict(r=5), dict(r="4"), dict(r=None), dict(lora_alpha=None),
     dict(lora_alpha=math.nan), dict(lora_alpha=math.inf), dict(lora_alpha="8"), dict(lora_dropout=1.5),
-    dict(lora_bias=True), dict(trainable_token_indices=[1]), dict(lora_alpha=10**400), dict(lora_dropout="0.1")],
+    dict(lora_bias=True), dict(trainable_token_indices=[1]), dict(lora_alpha=10**400), dict(lora_dropout="0.1"),
+    dict(init_lora_weights="pissa")],
     ids=lambda config: str(config)[:40])
 def test_an_adapter_of_another_kind_is_refused(config, tmp_path):
     """A config that asks for more than LoRA or rsLoRA, or states no sound rank and alpha, is a ValueError."""

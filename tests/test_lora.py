@@ -425,6 +425,18 @@ def test_names_in_a_list_match_whole_components():
     assert lora_layers(inject_lora(model, 1, targets=["proj"])).keys() == {"proj", "inner.proj"}
 
 
+def test_a_seed_fixes_every_a():
+    """A's are drawn in the model's order, not in a set's, which differs from one Python process to the next."""
+    model = tiny_gpt()
+    torch.manual_seed(5)
+    inject_lora(model, 2)
+    torch.manual_seed(5)
+    for layer in lora_layers(model).values():
+        bound = layer.base.in_features**-0.5
+        drawn = torch.empty_like(layer.lora_A).uniform_(-bound, bound)
+        torch.testing.assert_close(layer.lora_A.data, drawn, rtol=1e-6, atol=0)
+
+
 def test_a_string_is_a_regular_expression_for_the_whole_path():
     """A string must match from the first to the last character of a path."""
     model = inject_lora(tiny_gpt(layers=12), 2, targets=r"model\.layers\.1\.self_attn\.[qv]_proj")

@@ -214,8 +214,8 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
         if key not in HARMLESS and value and (key, value) != ("bias", "none"):
             raise ValueError(f"{folder / 'adapter_config.json'}: {key} = {value!r} is not supported")
     if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
-        raise ValueError(f"{folder / 'adapter_config.json'}: init_lora_weights = {config['init_lora_weights']!r} is not "
-                         "supported: such an adapter belongs to a changed base; save it converted to plain LoRA")
+        raise ValueError(f"{folder / 'adapter_config.json'}: init_lora_weights = {config['init_lora_weights']!r} is "
+                         "not supported: such an adapter belongs to a changed base; save it converted to plain LoRA")
     rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
     if type(rank) is not int or rank < 1 or not is_number(alpha) or not is_number(dropout):
         raise ValueError(f"{folder / 'adapter_config.json'}: r = {rank!r}, lora_alpha = {alpha!r}, "

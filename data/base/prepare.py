@@ -23,7 +23,7 @@ from tiktoken._educational import bpe_train
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as a script
 
-from data.equations.prepare import bracket, linear, nonzero, plus, signed  # noqa: E402
+from data.equations.prepare import bracket, join, linear, nonzero, signed  # noqa: E402
 from eval_pass1 import grade, load_problems, solve  # noqa: E402
 from hf import load_model, load_tokenizer, save_model, write_json  # noqa: E402
 from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
@@ -33,10 +33,6 @@ ROW = 256  # tokens a training row: whole problems one after the other
 VOCABULARY = 512
 # Digits one by one, as Llama 2 and Qwen do: arithmetic then has columns to carry between.
 PATTERN = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
-def join(first: int | str, second: int | str) -> str:
-    return f"{first} {plus(str(second))}"
 
 
 def frac(q: Fraction) -> str:

@@ -38,6 +38,10 @@ def plus(second: str) -> str:
     return f"- {second[1:]}" if second.startswith("-") else f"+ {second}"
 
 
+def join(first: int | str, second: int | str) -> str:
+    return f"{first} {plus(str(second))}"
+
+
 def whole(n: int, k: int) -> int:
     if n % k:
         raise ValueError(f"{n}/{k} is not a whole number")
@@ -52,11 +56,11 @@ def two_sides(a: int, b: int, c: int, d: int, x: str) -> list[str]:
     """The steps from ax + b = cx + d to x, one sentence each."""
     steps = []
     if c:
-        word = f"Subtracting ${linear(c, 0, x)}$ from" if c > 0 else f"Adding ${linear(-c, 0, x)}$ to"
-        a, c = a - c, 0
-        if a == 0:
+        word = f"subtracting ${linear(c, 0, x)}$ from" if c > 0 else f"adding ${linear(-c, 0, x)}$ to"
+        if a == c:
             raise ValueError("no unknown is left")
-        steps.append(f"{word} both sides gives ${linear(a, b, x)} = {d}$.")
+        steps.append(f"Since ${join(a, -c)} = {a - c}$, {word} both sides gives ${linear(a - c, b, x)} = {d}$.")
+        a -= c
     if b:
         word, sign = (f"Subtracting ${b}$ from", "-") if b > 0 else (f"Adding ${-b}$ to", "+")
         steps.append(f"{word} both sides gives ${linear(a, 0, x)} = {d} {sign} {abs(b)} = {d - b}$.")
@@ -93,18 +97,19 @@ def make(level: int, rng: random.Random) -> tuple[str, list[str], int, str]:
     if level == 4:  # k(x + b) + c(x + e) = d
         c, e = rng.randint(2, 6), nonzero(rng, -9, 9)
         d = k * (root + b) + c * (root + e)
-        steps = [f"Expanding the brackets gives ${linear(k, k * b, x)} {plus(linear(c, c * e, x))} = {d}$.",
-                 f"Combining like terms gives ${linear(k + c, k * b + c * e, x)} = {d}$."]
+        steps = [f"Expanding the brackets gives ${join(linear(k, k * b, x), linear(c, c * e, x))} = {d}$.",
+                 f"Since ${join(k, c)} = {k + c}$ and ${join(k * b, c * e)} = {k * b + c * e}$, "
+                 f"combining like terms gives ${linear(k + c, k * b + c * e, x)} = {d}$."]
         left = f"{bracket(k, 1, b, x)} + {bracket(c, 1, e, x)}"
         return f"{left} = {d}", steps + two_sides(k + c, k * b + c * e, 0, d, x), root, x
     if rng.random() < 0.5:  # (ax + b)/k = d
         d = whole(a * root + b, k)
-        steps = [f"Multiplying both sides by ${k}$ gives ${linear(a, b, x)} = {k * d}$."]
+        steps = [f"Multiplying both sides by ${k}$ gives ${linear(a, b, x)} = {k} \\cdot {signed(d)} = {k * d}$."]
         return f"\\frac{{{linear(a, b, x)}}}{{{k}}} = {d}", steps + two_sides(a, b, 0, k * d, x), root, x
     c = rng.randint(1, 3)  # a(x + b)/k = cx + d
     d = whole(a * (root + b), k) - c * root
-    steps = [f"Multiplying both sides by ${k}$ gives ${bracket(a, 1, b, x)} = {linear(k * c, k * d, x)}$.",
-             f"Expanding the left side gives ${linear(a, a * b, x)} = {linear(k * c, k * d, x)}$."]
+    steps = [f"Multiplying both sides by ${k}$ gives ${bracket(a, 1, b, x)} = {bracket(k, c, d, x)}$.",
+             f"Expanding the brackets gives ${linear(a, a * b, x)} = {linear(k * c, k * d, x)}$."]
     left = f"\\frac{{{bracket(a, 1, b, x)}}}{{{k}}}"
     return f"{left} = {linear(c, d, x)}", steps + two_sides(a, a * b, k * c, k * d, x), root, x
 

@@ -53,20 +53,20 @@ def nonzero(rng: random.Random, low: int, high: int) -> int:
 
 
 def two_sides(a: int, b: int, c: int, d: int, x: str) -> list[str]:
-    """The steps from ax + b = cx + d to x, one sentence each."""
+    """The steps from ax + b = cx + d to x, one sentence each, every sum written out: a small model needs it."""
     steps = []
     if c:
-        word = f"subtracting ${linear(c, 0, x)}$ from" if c > 0 else f"adding ${linear(-c, 0, x)}$ to"
         if a == c:
             raise ValueError("no unknown is left")
-        steps.append(f"Since ${join(a, -c)} = {a - c}$, {word} both sides gives ${linear(a - c, b, x)} = {d}$.")
+        word = f"Subtracting ${linear(c, 0, x)}$" if c > 0 else f"Adding ${linear(-c, 0, x)}$"
+        steps.append(f"{word}, with ${join(a, -c)} = {a - c}$, gives ${linear(a - c, b, x)} = {d}$.")
         a -= c
     if b:
-        word, sign = (f"Subtracting ${b}$ from", "-") if b > 0 else (f"Adding ${-b}$ to", "+")
-        steps.append(f"{word} both sides gives ${linear(a, 0, x)} = {d} {sign} {abs(b)} = {d - b}$.")
+        word = f"Subtracting ${b}$" if b > 0 else f"Adding ${-b}$"
+        steps.append(f"{word} gives ${linear(a, 0, x)} = {join(d, -b)} = {d - b}$.")
         d -= b
     if a != 1:
-        steps.append(f"Dividing both sides by ${a}$ gives ${x} = \\frac{{{d}}}{{{a}}} = {Fraction(d, a)}$.")
+        steps.append(f"Dividing by ${a}$ gives ${x} = \\frac{{{d}}}{{{a}}} = {Fraction(d, a)}$.")
     return steps
 
 
@@ -80,7 +80,7 @@ def make(level: int, rng: random.Random) -> tuple[str, list[str], int, str]:
         return f"{left} = {root + b}", two_sides(1, b, 0, root + b, x), root, x
     if level == 2 and rng.random() < 0.25:
         quotient = nonzero(rng, -10, 10)
-        steps = [f"Multiplying both sides by ${a}$ gives ${x} = {a} \\cdot {signed(quotient)} = {a * quotient}$."]
+        steps = [f"Multiplying by ${a}$ gives ${x} = {a} \\cdot {signed(quotient)} = {a * quotient}$."]
         return f"\\frac{{{x}}}{{{a}}} = {quotient}", steps, a * quotient, x
     if level == 2:
         a, b = a * rng.choice([1, 1, 1, -1]), b * rng.choice([0, 1, 1])
@@ -92,24 +92,24 @@ def make(level: int, rng: random.Random) -> tuple[str, list[str], int, str]:
     if level == 4 and rng.random() < 0.5:  # k(ax + b) = cx + d
         a = rng.choice([1, 1, 2, 3])
         d = k * (a * root + b) - c * root
-        steps = [f"Expanding the left side gives ${linear(k * a, k * b, x)} = {linear(c, d, x)}$."]
+        steps = [f"Expanding gives ${linear(k * a, k * b, x)} = {linear(c, d, x)}$."]
         return f"{bracket(k, a, b, x)} = {linear(c, d, x)}", steps + two_sides(k * a, k * b, c, d, x), root, x
     if level == 4:  # k(x + b) + c(x + e) = d
         c, e = rng.randint(2, 6), nonzero(rng, -9, 9)
         d = k * (root + b) + c * (root + e)
-        steps = [f"Expanding the brackets gives ${join(linear(k, k * b, x), linear(c, c * e, x))} = {d}$.",
-                 f"Since ${join(k, c)} = {k + c}$ and ${join(k * b, c * e)} = {k * b + c * e}$, "
-                 f"combining like terms gives ${linear(k + c, k * b + c * e, x)} = {d}$."]
+        steps = [f"Expanding gives ${join(linear(k, k * b, x), linear(c, c * e, x))} = {d}$.",
+                 f"Combining like terms, with ${join(k, c)} = {k + c}$ and ${join(k * b, c * e)} = {k * b + c * e}$, "
+                 f"gives ${linear(k + c, k * b + c * e, x)} = {d}$."]
         left = f"{bracket(k, 1, b, x)} + {bracket(c, 1, e, x)}"
         return f"{left} = {d}", steps + two_sides(k + c, k * b + c * e, 0, d, x), root, x
     if rng.random() < 0.5:  # (ax + b)/k = d
         d = whole(a * root + b, k)
-        steps = [f"Multiplying both sides by ${k}$ gives ${linear(a, b, x)} = {k} \\cdot {signed(d)} = {k * d}$."]
+        steps = [f"Multiplying by ${k}$ gives ${linear(a, b, x)} = {k} \\cdot {signed(d)} = {k * d}$."]
         return f"\\frac{{{linear(a, b, x)}}}{{{k}}} = {d}", steps + two_sides(a, b, 0, k * d, x), root, x
     c = rng.randint(1, 3)  # a(x + b)/k = cx + d
     d = whole(a * (root + b), k) - c * root
-    steps = [f"Multiplying both sides by ${k}$ gives ${bracket(a, 1, b, x)} = {bracket(k, c, d, x)}$.",
-             f"Expanding the brackets gives ${linear(a, a * b, x)} = {linear(k * c, k * d, x)}$."]
+    steps = [f"Multiplying by ${k}$ gives ${bracket(a, 1, b, x)} = {bracket(k, c, d, x)}$.",
+             f"Expanding gives ${linear(a, a * b, x)} = {linear(k * c, k * d, x)}$."]
     left = f"\\frac{{{bracket(a, 1, b, x)}}}{{{k}}}"
     return f"{left} = {linear(c, d, x)}", steps + two_sides(a, a * b, k * c, k * d, x), root, x
 

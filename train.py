@@ -41,12 +41,12 @@ def parse_args(argv=None):
     method.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapters' input (default: 0)")
 
     loop = parser.add_argument_group("optimization")
-    loop.add_argument("--lr", type=float, default=3e-4, metavar="LR",
-                      help="peak learning rate, full fine-tuning's: 3e-4 for data/base, about 2e-5 for 1B and more "
-                           "(default: 3e-4)")
-    loop.add_argument("--steps", type=int, default=200, metavar="N", help="updates (default: 200)")
+    loop.add_argument("--lr", type=float, default=1e-3, metavar="LR",
+                      help="peak learning rate, full fine-tuning's: 1e-3 for data/base, about 2e-5 for 1B and more "
+                           "(default: 1e-3)")
+    loop.add_argument("--steps", type=int, default=400, metavar="N", help="updates (default: 400)")
     loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems a micro-batch (default: 16)")
-    loop.add_argument("--grad-accum", type=int, default=2, metavar="N", help="micro-batches an update (default: 2)")
+    loop.add_argument("--grad-accum", type=int, default=1, metavar="N", help="micro-batches an update (default: 1)")
     loop.add_argument("--grad-clip", type=float, metavar="G", help="largest gradient norm (default: no clipping)")
     loop.add_argument("--weight-decay", type=float, default=0.0, metavar="W", help="AdamW's, on matrices (default: 0)")
     loop.add_argument("--seed", type=int, default=0, metavar="N", help="of A's init and the data's order (default: 0)")

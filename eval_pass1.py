@@ -20,7 +20,7 @@ import tiktoken
 import torch
 
 from hf import load_adapter, load_model, load_tokenizer
-from lora_alpha import GPT
+from lora_alpha import GPT, GPTConfig
 
 HERE = Path(__file__).resolve().parent
 
@@ -112,7 +112,8 @@ PROMPT = "Problem: {problem}\nSolution:"
 def load_problems(path: str | Path) -> list[dict]:
     """Problems of a JSONL file in MATH's fields (problem, solution, answer) or GSM8K's (question, answer with ####).
 
-    Each has problem, solution, answer, level and kind. Blank lines are passed over. ValueError names file and line.
+    Each has problem, solution, answer (None where no gold answer is known), level and kind. Blank lines are passed
+    over. ValueError names file and line.
     """
     problems = []
     try:
@@ -125,17 +126,17 @@ def load_problems(path: str | Path) -> list[dict]:
         where = f"{path}, line {number}"
         try:
             raw = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not JSON ({error})") from None
         if not isinstance(raw, dict):
             raise ValueError(f"{where}: not a JSON object")
         if "question" in raw and "problem" not in raw:
             kind, problem, solution = "gsm8k", raw["question"], raw.get("answer")
-            answer = solution.rpartition("####")[2].strip() if isinstance(solution, str) else None
+            answer = solution.rpartition("####")[2].strip() if "####" in str(solution) else None
         else:
             kind, problem, solution = "math", raw.get("problem"), raw.get("solution")
             answer = raw.get("answer", last_box(solution) if isinstance(solution, str) else None)
-        for name, value in (("problem", problem), ("solution", solution), ("answer", answer)):
+        for name, value in (("problem", problem), ("solution", solution), ("answer", answer or "")):
             if not isinstance(value, str):
                 raise ValueError(f"{where}: no text for {name!r}; want MATH's problem, solution (and answer), "
                                  "or GSM8K's question and answer")
@@ -144,6 +145,22 @@ def load_problems(path: str | Path) -> list[dict]:
     if not problems:
         raise ValueError(f"{path}: holds no problem")
     return problems
+
+
+def end_tokens(encoding: tiktoken.Encoding, config: GPTConfig) -> tuple[int, ...]:
+    """The tokens that end an answer: the model's, else the tokenizer's <|endoftext|>; training teaches the first.
+
+    Raises ValueError where there is none, or where model and tokenizer do not belong together.
+    """
+    ends = config.eos_token_id
+    if not ends and "<|endoftext|>" in encoding.special_tokens_set:
+        ends = (encoding.eot_token,)
+    if not ends:
+        raise ValueError("no token ends an answer: set eos_token_id in config.json, or <|endoftext|> in spec.json")
+    if max(encoding.max_token_value, *ends) >= config.vocab_size:
+        raise ValueError(f"the tokenizer has ids up to {max(encoding.max_token_value, *ends)}, the model only "
+                         f"{config.vocab_size} of them: they do not belong together")
+    return ends
 
 
 def encode_prompt(encoding: tiktoken.Encoding, problem: dict, bos: int | None = None) -> list[int]:
@@ -176,15 +193,15 @@ def solve(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], max_new
 
     Problems are batched by length.
     """
-    config = model.config
+    config, ends = model.config, end_tokens(encoding, model.config)
     prompts = [encode_prompt(encoding, problem, config.bos_token_id) for problem in problems]
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) < config.max_position_embeddings]
     fits.sort(key=lambda i: len(prompts[i]))
     answers = [None] * len(problems)
     for start in range(0, len(fits), batch_size):
         batch = fits[start : start + batch_size]
-        for i, tokens in zip(batch, model.generate([prompts[i] for i in batch], max_new_tokens, config.eos_token_id)):
-            if tokens and tokens[-1] in config.eos_token_id:
+        for i, tokens in zip(batch, model.generate([prompts[i] for i in batch], max_new_tokens, ends)):
+            if tokens and tokens[-1] in ends:
                 tokens = tokens[:-1]
             # A problem that a run-on model invents after its answer is not graded.
             answers[i] = decode(encoding, tokens).partition("\nProblem:")[0]
@@ -192,7 +209,7 @@ def solve(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], max_new
 
 
 def grade(answers: list[str | None], problems: list[dict]) -> list[int]:
-    """1 for each right answer, 0 for a wrong or missing one."""
+    """1 for each right answer, 0 for a wrong or missing one. Every problem must have a gold answer."""
     return [int(a is not None and is_correct(a, p["answer"], p["kind"])) for a, p in zip(answers, problems)]
 
 
@@ -254,8 +271,10 @@ def main():
         adapter = Path(args.adapter) if args.adapter else newest[-1].parent if newest else None
         data = Path(args.data)
         problems = load_problems(data / "test.jsonl" if data.is_dir() else data)[: args.limit]
+        if not all(problem["answer"] for problem in problems):
+            raise ValueError(f"{data}: a problem has no answer to grade against")
         encoding, model = load_tokenizer(args.base), load_model(args.base, dtype, device)
-        columns = {"base": None, **({str(adapter): None} if adapter else {})}
+        columns = {"base": None, **({f"with {adapter}": None} if adapter else {})}
         for name in columns:
             start = time.time()
             if name != "base":

@@ -77,7 +77,7 @@ def load_config(folder: str | Path) -> GPTConfig:
         refuse("hidden_act", "the MLP is SwiGLU")
     for key in ("attention_bias", "mlp_bias", "quantization_config"):
         if raw.get(key):
-            refuse(key, "there is no such thing in this GPT")
+            refuse(key, "plain Llama has none")
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(raw.get(key) or {}, dict):
             refuse(key, "it must be an object or null")
@@ -131,6 +131,8 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
         if tensors[name].shape != expected[name].shape:
             raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} has shape {tuple(tensors[name].shape)}, "
                              f"config.json says {tuple(expected[name].shape)}")
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} holds {tensors[name].dtype}, not floats")
     tensors = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
     if model.config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -142,12 +144,14 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
 def save_model(model: GPT, folder: str | Path) -> None:
     """Writes config.json, generation_config.json and model.safetensors so that load_model and transformers read them.
 
-    Raises ValueError for a model with adapters: merge_lora them first, or save_adapter.
+    Raises ValueError for a model with adapters (merge_lora them first, or save_adapter) or with attention_bias.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps around a model
     if lora_layers(model):
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
     folder, config = Path(folder), model.config
+    if config.attention_bias:
+        raise ValueError("attention_bias: a Llama folder has no place for it, so that this model cannot be saved")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(model.state_dict())
     if config.tie_word_embeddings:

@@ -13,6 +13,7 @@ formula is named beside it.
 Read it top to bottom: the rule → LoRA → the GPT → the AdamW loop. Nothing but torch is needed.
 """
 
+import itertools
 import math
 import re
 import time
@@ -52,7 +53,7 @@ def lora_scaling(rank: int, alpha: float) -> float:
 
 
 def _checked(rank: int) -> int:
-    if rank != rank or rank < 1 or rank != int(rank):
+    if not math.isfinite(rank) or rank < 1 or rank != int(rank):
         raise ValueError(f"rank = {rank}: the rank must be a whole number, 1 or more")
     return int(rank)
 
@@ -128,7 +129,8 @@ def inject_lora(model: nn.Module, rank: int, alpha: float | None = None, c: floa
     model.requires_grad_(False)
     for name in chosen:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoRALinear(linears[name], int(rank), alpha, dropout, dtype))
+        layer = LoRALinear(linears[name], int(rank), alpha, dropout, dtype)
+        setattr(model.get_submodule(parent), child, layer.train(linears[name].training))
     return model
 
 
@@ -251,8 +253,8 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             keys, values, rows, positions, mask = cache  # (B, K, S, D) twice, (B, 1), (B, T), (B, 1, T, S)
-            keys[rows, :, positions] = k.transpose(1, 2)
-            values[rows, :, positions] = v.transpose(1, 2)
+            keys[rows, :, positions] = k.transpose(1, 2).to(keys.dtype)
+            values[rows, :, positions] = v.transpose(1, 2).to(values.dtype)
             k, v = keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
         grouped = k.shape[1] != q.shape[1]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
@@ -402,7 +404,7 @@ def collate(examples: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor
     padding's id (0) means nothing: attention is causal, so no token sees what stands to the right of it.
     Checked by test_loop.py::test_the_loss_masks_exactly_the_prompt_and_the_padding.
     """
-    T = max(len(prompt) + len(answer) for prompt, answer in examples) - 1
+    T = max((len(prompt) + len(answer) for prompt, answer in examples), default=2) - 1
     idx = torch.zeros(len(examples), T, dtype=torch.long)
     targets = torch.full((len(examples), T), -100)
     for row, (prompt, answer) in enumerate(examples):
@@ -413,22 +415,29 @@ def collate(examples: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor
     return idx, targets
 
 
+POOL = 8  # updates sorted by length together: more saves padding, and makes each update's problems more alike
+
+
 def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Micro-batches without end, grad_accum of them an update, each epoch a new order without repeats.
 
-    The batch_size × grad_accum examples of an update are sorted by length before they are split, which saves padding
-    and changes nothing: the loop's loss is the mean over all targets of the update. Too few examples: all of them.
+    An epoch's random order is cut into pools of POOL updates, and each pool is sorted by length before it is cut into
+    updates, so that little is padded; then the updates are shuffled. Too few examples for an update: all of them.
     """
     generator = torch.Generator().manual_seed(seed)
-    update, queue = min(batch_size * grad_accum, len(examples)), []
+    update, left = min(batch_size * grad_accum, len(examples)), []
     while True:
-        while len(queue) < update:  # an update may begin in one epoch and end in the next
-            queue += torch.randperm(len(examples), generator=generator).tolist()
-        chosen = sorted((examples[i] for i in queue[:update]), key=lambda e: len(e[0]) + len(e[1]))
-        queue = queue[update:]
-        for i in range(grad_accum):
-            part = chosen[i * update // grad_accum : (i + 1) * update // grad_accum]
-            yield collate(part) if part else (torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), -100))
+        order = left + torch.randperm(len(examples), generator=generator).tolist()
+        whole = len(order) - len(order) % update
+        updates, left = [order[:update]], order[whole:]  # the first finishes the epoch before, the last are left over
+        for start in range(update, whole, POOL * update):
+            pool = order[start : min(start + POOL * update, whole)]
+            pool.sort(key=lambda i: len(examples[i][0]) + len(examples[i][1]))
+            updates += [pool[i : i + update] for i in range(0, len(pool), update)]
+        for n in [0, *(1 + torch.randperm(len(updates) - 1, generator=generator)).tolist()]:
+            for i in range(grad_accum):
+                part = updates[n][i * update // grad_accum : (i + 1) * update // grad_accum]
+                yield collate([examples[j] for j in part])
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int) -> float:
@@ -440,7 +449,7 @@ def learning_rate(step: int, steps: int, lr: float, warmup: int) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Mean loss in nats over all targets of the batches; the model is left in the mode it was in."""
+    """Mean loss in nats over all targets of the batches (NaN for none); the model is left in the mode it was in."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     total, count = 0.0, 0
@@ -465,7 +474,8 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), and with drift the
     norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once. log: called with each row.
     autocast: compute dtype where the weights being trained are float32 and the products should not be.
-    Raises FloatingPointError at the first loss or gradient that is not finite, before the weights take it in.
+    Raises FloatingPointError at the first loss or gradient that is not finite, before the weights take it in, and for
+    weights that are not finite at the end.
     """
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
@@ -487,12 +497,13 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup)
+        optimizer.zero_grad(set_to_none=True)
 
         # Forward and backward. Each micro-batch counts by its targets, so any split of the update gives its mean.
-        micro = [next(batches) for _ in range(grad_accum)]
+        micro = list(itertools.islice(batches, grad_accum))
         counts = [int((targets != -100).sum()) for _, targets in micro]
         if not any(counts):
-            raise ValueError(f"step {step}: no micro-batch has a target (all are -100), so there is nothing to learn")
+            raise ValueError(f"step {step}: no batch is left, or none has a target (all are -100): nothing to learn")
         loss = torch.zeros((), device=device)
         for (idx, targets), count in zip(micro, counts):
             if count:
@@ -503,7 +514,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
 
         # ∂L/∂B grows with s, so a clip of 1.0 would act at every step: it is off unless asked for.
         norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-        if not (math.isfinite(loss) and math.isfinite(norm)):  # the one wait for the GPU in a step
+        if not (math.isfinite(loss) and math.isfinite(norm)):  # here the CPU waits for the GPU
             raise FloatingPointError(f"loss {loss:.4g}, gradient norm {norm:.4g} at step {step}, learning rate {lr:g}")
         clipped = grad_clip is not None and float(norm) > grad_clip
         if clipped:
@@ -512,7 +523,6 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         # The update: Adam divides by the gradient's size, so s cancels in the step and the learning rate alone sets it.
         before = [(layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for layer in layers]
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
         seconds = time.perf_counter() - start
         row = dict(step=step, loss=loss.item(), val_loss=None, lr=group["lr"], grad_norm=norm.item(),
@@ -531,4 +541,6 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
                 file.write(",".join(cells) + "\n")
         if log:
             log(row)
+    if not all(bool(p.isfinite().all()) for p in params):
+        raise FloatingPointError(f"weights that are not finite after step {steps}")
     return rows

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from eval_pass1 import Parser, by_level, encode_example, grade, load_problems, plain_output, print_table, solve
+from eval_pass1 import (Parser, by_level, encode_example, end_tokens, grade, load_problems, plain_output, print_table,
+                        solve)
 from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model, write_json
 from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
                         merge_lora, train)
@@ -44,7 +46,7 @@ def parse_args(argv=None):
     loop.add_argument("--lr", type=float, default=1e-3, metavar="LR",
                       help="peak learning rate, full fine-tuning's: 1e-3 for data/base, about 2e-5 for 1B and more "
                            "(default: 1e-3)")
-    loop.add_argument("--steps", type=int, default=400, metavar="N", help="updates (default: 400)")
+    loop.add_argument("--steps", type=int, default=500, metavar="N", help="updates (default: 500)")
     loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems a micro-batch (default: 16)")
     loop.add_argument("--grad-accum", type=int, default=1, metavar="N", help="micro-batches an update (default: 1)")
     loop.add_argument("--grad-clip", type=float, metavar="G", help="largest gradient norm (default: no clipping)")
@@ -132,12 +134,12 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
         train_problems = [train_problems[i] for i in sorted(order[held_out:])]
     test_file = path / "test.jsonl"
     test_problems = load_problems(test_file) if test_file.is_file() else val_problems
-    return train_problems, val_problems, test_problems[: args.eval_problems]
+    return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
 
 
 def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[int]]]:
     """Examples of the problems that have a solution and fit the context; the others are counted aloud."""
-    end = config.eos_token_id[0] if config.eos_token_id else encoding.eot_token
+    end = end_tokens(encoding, config)[0]
     examples = [encode_example(encoding, p, end, config.bos_token_id) for p in problems if p["solution"].strip()]
     fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
     if len(examples) < len(problems):
@@ -199,13 +201,16 @@ def claim_folder(args) -> Path:
 
 def origin() -> dict:
     """What a result needs beside its flags to be found again: versions, machine, git commit."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git on this machine
+        git = ""
     packages = ["torch", "numpy", "tiktoken", "safetensors"]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
                 machine=dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
                              threads=torch.get_num_threads()),
-                commit=git.stdout.strip() or None)
+                commit=git.strip() or None)
 
 
 def main(argv=None):
@@ -219,9 +224,12 @@ def main(argv=None):
             raise ValueError(f"--out {args.out} holds a finished run: choose another name, or add --overwrite")
         if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
             raise ValueError(f"--out {args.out} is a file: it must be a folder")
+        if args.out and any(Path(args.out).glob("*.safetensors")) and (
+                not Path(args.out, "run.json").exists() or Path(args.out).resolve() == Path(args.base).resolve()):
+            raise ValueError(f"--out {args.out} holds a model or an adapter of another origin: choose another name")
         try:
             device = torch.device(args.device)
-            torch.zeros(1, device=device)
+            torch.zeros(1, device=device).item()
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
         dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
@@ -245,9 +253,15 @@ def main(argv=None):
             alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
             inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
             s, ratio = lora_scaling(args.rank, alpha), first_step_ratio(model)
-        folder = claim_folder(args)
-    except (ValueError, OSError, re.error) as error:
+        final = claim_folder(args)
+        # A finished run that is to be overwritten stays whole until the new one is.
+        folder = final / "unfinished" if (final / "run.json").exists() else final
+        shutil.rmtree(final / "unfinished", ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+    except (ValueError, OSError, OverflowError, re.error) as error:
         parser.error(str(error))
+    except RuntimeError as error:  # torch's words for no memory, as for a rank of 10^12
+        parser.error(str(error).splitlines()[0])
 
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     update = min(args.batch_size * args.grad_accum, len(examples))
@@ -278,10 +292,11 @@ def main(argv=None):
         print(f"{100 * sum(grade(texts, test_problems)) / len(texts):.1f}% in {time.time() - start:.0f} s", flush=True)
         return texts
 
+    val_examples.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
     val_before = evaluate(model, val_batches) if val_batches else None
     before = answers("before")
-    metrics = folder / "metrics.csv.tmp"
+    metrics = folder / "metrics.csv"
     try:
         rows = train(model, epochs(examples, args.batch_size, args.grad_accum, args.seed), args.steps, args.lr,
                      grad_accum=args.grad_accum, grad_clip=args.grad_clip, weight_decay=args.weight_decay,
@@ -289,16 +304,16 @@ def main(argv=None):
                      metrics=metrics, log=Progress(args.steps), autocast=None if dtype == torch.float32 else dtype)
     except FloatingPointError as error:
         cure = f"alpha·lr = {alpha * args.lr:g}: lower --lr or alpha" if s else "lower --lr"
-        parser.exit(2, f"\n{parser.prog}: the run diverged: {error}; {cure}. The steps until then are in {metrics}\n")
+        print()  # ends the line of the progress bar
+        parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {metrics}")
 
-    # Each file is renamed into place when it is whole; run.json, the mark of a finished run, is the last.
+    # Each file is renamed into place when it is whole; run.json, the mark of a finished run, comes last.
     if s:
         save_adapter(model, folder, base=short(args.base))
     else:
         save_model(model, folder)
         copy_tokenizer(args.base, folder)
     after = answers("after")
-    os.replace(metrics, folder / "metrics.csv")
     if args.merge:
         save_model(merge_lora(model), folder / "merged")
         copy_tokenizer(args.base, folder / "merged")
@@ -313,7 +328,21 @@ def main(argv=None):
     write_json(folder / "run.json", {**vars(args), "alpha": alpha, "s": s, "first_step_ratio": ratio,
                                      "dtype": str(dtype).removeprefix("torch."), "n_train": len(examples),
                                      "n_val": len(val_examples), **origin(), "results": results})
-    report(args, folder, val_before, rows, test_problems, before, after, graded, results)
+    if folder != final:
+        replace_run(folder, final)
+    report(args, final, val_before, rows, test_problems, before, after, graded, results)
+
+
+def replace_run(new: Path, old: Path) -> None:
+    """Moves a finished run's files into the folder of the one that it overwrites, whose own files go."""
+    for pattern in ("run.json", "metrics.csv", "adapter_*", "*config.json", "*.safetensors", "*.tiktoken", "spec.json",
+                    "tokenizer.*", "special_tokens_map.json"):
+        for path in old.glob(pattern):
+            path.unlink()
+    shutil.rmtree(old / "merged", ignore_errors=True)
+    for path in new.iterdir():
+        os.replace(path, old / path.name)
+    new.rmdir()
 
 
 def report(args, folder, val_before, rows, problems, before, after, graded, results):

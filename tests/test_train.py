@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import train as script
 from eval_pass1 import encode_example, encode_prompt, is_correct, load_problems, pass1_interval, pass_at_k
@@ -79,12 +81,22 @@ def test_a_finished_run_is_not_overwritten_unless_asked(finished):
 def test_a_diverged_run_damages_nothing(finished, tmp_path):
     """A non-finite loss stops the run, names the step and alpha·lr, and leaves an older finished run as it was."""
     cwd, folder, _ = finished
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".csv")}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     done = run("--steps", 5, *FAST, "--lr", "1e30", "--out", folder, "--overwrite", cwd=cwd)
     assert done.returncode == 2 and "step" in done.stderr and "alpha·lr" in done.stderr
     assert "Traceback" not in done.stderr
-    assert before == {path: path.read_bytes() for path in folder.rglob("*")
-                      if path.suffix in (".safetensors", ".json", ".csv")}
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_an_overwritten_run_is_replaced_whole(tmp_path):
+    """--overwrite leaves the new run's files alone: no merged model or adapter of the old one, nothing unfinished."""
+    assert run("--rank", 2, "--steps", 1, *FAST, "--out", "o", "--merge", cwd=tmp_path).returncode == 0
+    assert run("--method", "full", "--steps", 2, *FAST, "--out", "o", "--overwrite", cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "o/run.json").read_text())["method"] == "full"
+    assert len((tmp_path / "o/metrics.csv").read_text().splitlines()) == 3
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
+        "base.tiktoken", "config.json", "generation_config.json", "metrics.csv", "model.safetensors", "run.json",
+        "spec.json"]
 
 
 def test_lora_alpha_is_ahead_of_lora_after_sixty_steps(tmp_path):
@@ -105,7 +117,8 @@ def test_full_fine_tuning_writes_a_model_folder(tmp_path):
     (["--alpha", "8", "--c", "256"], "--c"), (["--targets", "q_proj", "nope"], "nope"), (["--targets", "q_proj)"], ""),
     (["--method", "lora", "--c", "9"], "--c"), (["--base", "absent"], "absent"), (["--data", "absent"], "absent"),
     (["--val", "absent.jsonl"], "absent"), (["--ran", "16"], "--ran"), (["--device", "abacus"], "abacus"),
-    (["--dropout", "1"], "dropout"), (["--steps", "0"], "steps"), (["--method", "full", "--merge"], "full"),
+    (["--dropout", "1"], "dropout"), (["--c", "1e200"], ""), (["--rank", "1" + "0" * 14], ""),
+    (["--device", "meta"], "meta"), (["--steps", "0"], "steps"), (["--method", "full", "--merge"], "full"),
 ])
 def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, monkeypatch, capsys):
     """One line on stderr that names what is wrong, exit status 2, nothing written."""
@@ -136,12 +149,12 @@ def test_a_malformed_file_is_one_line_and_status_2(text, word, tmp_path, monkeyp
 def test_odd_text_files_are_read(tmp_path):
     """BOM, CRLF, U+2028, a blank line, emoji and no final newline, under an ASCII locale and console."""
     line = json.dumps(dict(problem="2 + 2\u2028 🙂", solution="It is $\\boxed{4}$ 🙂.", answer="4"), ensure_ascii=False)
-    (tmp_path / "odd.jsonl").write_bytes(("\ufeff" + "\r\n".join([line, "", line, line])).encode())
+    (tmp_path / "odd.jsonl").write_bytes(("\ufeff" + "\r\n".join([line, "", *[line] * 11])).encode())
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--data", "odd.jsonl", "--val", "odd.jsonl",
                            "--steps", "1", "--out", "o", "--eval-problems", "2"], cwd=tmp_path, capture_output=True,
                           env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr.decode()
-    assert json.loads((tmp_path / "o/run.json").read_text())["n_train"] == 3
+    assert json.loads((tmp_path / "o/run.json").read_text())["n_train"] == 12
 
 
 def test_too_long_problems_are_counted_aloud(tmp_path):
@@ -149,6 +162,89 @@ def test_too_long_problems_are_counted_aloud(tmp_path):
     problems_file(tmp_path / "d.jsonl", ("a", "b"), ("a " * 3000, "b"))
     done = run("--data", "d.jsonl", "--val", "d.jsonl", "--steps", 1, *FAST, "--out", "o", cwd=tmp_path)
     assert done.returncode == 0 and "left out 1 of 2 training problems" in done.stdout
+
+
+def test_problems_are_held_out_only_where_no_validation_is_given(tmp_path):
+    """A file alone gives a tenth of its problems, 300 at most, to validation; with --val it gives none."""
+    problems_file(tmp_path / "d.jsonl", *[(f"{n} + 1", f"{n + 1}") for n in range(20)])
+    for extra, n_train, n_val in (([], 18, 2), (["--val", "d.jsonl"], 20, 20)):
+        done = run("--data", "d.jsonl", "--steps", 1, *FAST, "--out", f"o{n_val}", *extra, cwd=tmp_path)
+        run_json = json.loads((tmp_path / f"o{n_val}/run.json").read_text())
+        assert done.returncode == 0 and (run_json["n_train"], run_json["n_val"]) == (n_train, n_val)
+
+
+def test_pass1_changes_nothing_that_is_learnt(tmp_path):
+    """The same run with and without pass@1 and validation ends in the same adapter, bit for bit."""
+    for name, extra in (("with", ["--eval-problems", 3, "--eval-every", 1]), ("without", ["--eval-problems", 0])):
+        assert run("--steps", 3, *FAST[:4], *extra, "--dropout", 0.1, "--out", name, cwd=tmp_path).returncode == 0
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("with", "without")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("method, alpha", [("lora-alpha", 1024), ("lora", 32), ("rslora", 64)])
+def test_each_method_has_its_rule(method, alpha):
+    """alpha of s = alpha/r at rank 16: 256·√16, 2·16, and rsLoRA's 16/√16 = 4 as alpha/16."""
+    assert script.method_alpha(method, 16, None, None) == alpha
+
+
+def test_a_loss_that_diverges_in_the_last_step_saves_nothing(tmp_path):
+    """The weights are checked after the last update as well."""
+    done = run("--steps", 1, *FAST, "--lr", "1e39", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 2 and "diverged" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["metrics.csv"]
+
+
+def test_bfloat16_trains_and_answers(tmp_path):
+    """A base in bfloat16, as on CUDA: a LoRA step, a full step under autocast, and pass@1 with the cache."""
+    for method in ("lora-alpha", "full"):
+        done = run("--method", method, "--dtype", "bfloat16", "--steps", 1, "--batch-size", 1, "--eval-problems", 1,
+                   "--out", method, "--val", problems_file(tmp_path / "v.jsonl", ("1 + 1", "2")), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    state = load_file(tmp_path / "lora-alpha/adapter_model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_a_folder_of_another_origin_is_not_overwritten(tmp_path):
+    """--out on a model that is no run of train.py, or on the base itself, is refused even with --overwrite."""
+    shutil.copytree(ROOT / "data/base", tmp_path / "m", ignore=shutil.ignore_patterns("*.py"))
+    before = (tmp_path / "m/model.safetensors").read_bytes()
+    for extra in ([], ["--base", "m"]):
+        done = run("--steps", 1, *FAST, "--method", "full", "--out", "m", "--overwrite", *extra, cwd=tmp_path)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "m/model.safetensors").read_bytes() == before
+
+
+def test_eval_pass1_compares_base_and_adapter(finished):
+    """The newest adapter under out/ is found; the table has a column for the base and one for it."""
+    cwd, _, _ = finished
+    done = subprocess.run([sys.executable, str(ROOT / "eval_pass1.py"), "--limit", "5"], cwd=cwd, capture_output=True,
+                          text=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "base" in done.stdout and "with out/lora-alpha-r4-1" in done.stdout.replace(os.sep, "/")
+
+
+def test_gsm8k_answers_follow_the_marks(tmp_path):
+    """GSM8K's gold answer is what follows ####; where there is none, or no box in MATH's fields, it is unknown."""
+    path = tmp_path / "g.jsonl"
+    path.write_text(json.dumps(dict(question="q", answer="2 + 2 = <<2+2=4>>4\n#### 1,004")) + "\n"
+                    + json.dumps(dict(question="q", answer="four")) + "\n"
+                    + json.dumps(dict(problem="p", solution="so \\boxed{\\frac{1}{2}}.")) + "\n"
+                    + json.dumps(dict(problem="p", solution="so 1/2.")) + "\n", encoding="utf-8")
+    assert [p["answer"] for p in load_problems(path)] == ["1,004", None, "\\frac{1}{2}", None]
+
+
+def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path):
+    """Too small a vocabulary, or no end token anywhere, is one line and status 2."""
+    shutil.copytree(ROOT / "data/base", tmp_path / "m", ignore=shutil.ignore_patterns("*.py"))
+    spec = json.loads((tmp_path / "m/spec.json").read_text())
+    for special in ({"<|endoftext|>": 511, "<|more|>": 900}, {}):
+        (tmp_path / "m/spec.json").write_text(json.dumps({**spec, "special_tokens": special}))
+        if not special:
+            for name in ("config.json", "generation_config.json"):
+                config = json.loads((tmp_path / "m" / name).read_text())
+                (tmp_path / "m" / name).write_text(json.dumps({**config, "eos_token_id": None}))
+        done = run("--steps", 1, *FAST, "--base", "m", "--out", "o", cwd=tmp_path)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_the_prompt_is_the_same_in_training_and_evaluation():
@@ -171,6 +267,13 @@ def test_the_prompt_is_the_same_in_training_and_evaluation():
 def test_the_grader_is_exact(response, gold, kind, right):
     """The last box counts, numbers are compared as exact rationals, and a cut-off box is wrong."""
     assert is_correct(response, gold, kind) is right
+
+
+def test_several_samples_take_problems_as_the_unit():
+    """4, 2, 0 and 2 right of 4 samples: mean 1/2 and the textbook's standard error of four values."""
+    mean, low, high = pass1_interval([4, 2, 0, 2], samples=4)
+    error = 1.959964 * (((0.5**2 + 0.5**2) / 3) / 4) ** 0.5
+    assert mean == 0.5 and abs(low - (0.5 - error)) < 1e-6 and abs(high - (0.5 + error)) < 1e-6
 
 
 def test_intervals():

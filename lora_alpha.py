@@ -312,11 +312,9 @@ class GPT(nn.Module):
 
     def _hidden(self, idx: Tensor, positions: Tensor, caches=None) -> Tensor:
         x = self.model.embed_tokens(idx)  # (B, T, C)
-        rope = [table.to(x.dtype) for table in rope_tables(self.config, positions)]
-        if caches is not None:
-            rope = [table[:, None] for table in rope]  # (B, 1, T, D): every row has its own positions
-        for i, block in enumerate(self.model.layers):
-            x = block(x, rope, None if caches is None else caches[i])
+        rope = [table.to(x.dtype).unsqueeze(-3) for table in rope_tables(self.config, positions)]  # (1 or B, 1, T, D)
+        for block, cache in zip(self.model.layers, caches or [None] * len(self.model.layers)):
+            x = block(x, rope, cache)
         return self.model.norm(x)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -359,8 +357,8 @@ class GPT(nn.Module):
             longest = max(len(prompts[i]) for i in alive)
             size = min(context, longest + max_new_tokens)
             shape = len(alive), self.config.num_key_value_heads, size, self.config.head_dim
-            kv = [[torch.zeros(shape, device=device, dtype=self.model.embed_tokens.weight.dtype) for _ in "kv"]
-                  for _ in self.model.layers]
+            empty = torch.zeros(shape, device=device, dtype=self.model.embed_tokens.weight.dtype)
+            kv = [(empty.clone(), empty.clone()) for _ in self.model.layers]  # keys and values of each layer
             idx = torch.tensor([prompts[i] + [0] * (longest - len(prompts[i])) for i in alive], device=device)  # (B, T)
             positions = torch.arange(longest, device=device).repeat(len(alive), 1)  # (B, T)
             last = torch.tensor([len(prompts[i]) - 1 for i in alive], device=device)  # (B,): each row's newest position
@@ -525,8 +523,9 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         optimizer.step()
 
         seconds = time.perf_counter() - start
-        row = dict(step=step, loss=loss.item(), val_loss=None, lr=group["lr"], grad_norm=norm.item(),
-                   clipped=int(clipped), tokens_per_s=sum(idx.numel() for idx, _ in micro) / seconds)
+        row = dict(step=step, loss=loss.item(), val_loss=None, lr=optimizer.param_groups[0]["lr"],
+                   grad_norm=norm.item(), clipped=int(clipped),
+                   tokens_per_s=sum(idx.numel() for idx, _ in micro) / seconds)
         if drift:
             pairs = [signal_drift(A, B, layer.lora_A - A, layer.lora_B - B, layer.scaling)
                      for layer, (A, B) in zip(layers, before)]

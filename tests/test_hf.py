@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf
+from eval_pass1 import encode_example
 from hf import copy_tokenizer, load_adapter, load_config, load_model, load_tokenizer, save_adapter, save_model
 from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers, merge_lora
 
@@ -563,10 +564,11 @@ def test_any_bytes_have_tokens(base_tokenizer, raw):
 
 @given(before=st.text(max_size=8), after=st.text(max_size=8))
 def test_special_text_of_a_user_is_text(base_tokenizer, before, after):
-    """<|endoftext|> in a user's text becomes ordinary tokens, never the end token."""
+    """<|endoftext|> in a user's problem or solution becomes ordinary tokens; the end token stands at the end alone."""
     text = f"{before}<|endoftext|>{after}"
-    ids = base_tokenizer.encode_ordinary(text)
-    assert 511 not in ids and base_tokenizer.decode(ids) == text
+    prompt, answer = encode_example(base_tokenizer, dict(problem=text, solution=text), 511)
+    assert 511 not in prompt and answer.index(511) == len(answer) - 1
+    assert text in base_tokenizer.decode(prompt) and base_tokenizer.decode(answer[:-1]) == f" {text}"
     assert base_tokenizer.encode("<|endoftext|>", allowed_special="all") == [511]
 
 

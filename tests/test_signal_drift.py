@@ -1,5 +1,6 @@
 """Signal, drift, and what alpha is under Adam and under SGD: python -m pytest tests/test_signal_drift.py"""
 
+import inspect
 import math
 
 import torch
@@ -7,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from lora_alpha import LoRALinear, signal_drift
+from lora_alpha import LoRALinear, signal_drift, train
 
 sizes, ranks, seeds = st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**31)
 powers = st.integers(-6, 6).map(lambda j: 2.0**j)
@@ -179,7 +180,7 @@ def test_alpha_is_not_one_shared_learning_rate():
 @given(k=st.floats(1e-3, 1e3), size=st.floats(1e-4, 1e2), n_steps=st.integers(1, 5), seed=seeds)
 @example(k=1e-3, size=1e-4, n_steps=1, seed=0)
 def test_adamw_ignores_the_size_of_the_gradient(k, size, n_steps, seed):
-    """AdamW's path under gradients k·g is that under g, but for what eps = 1e-8 adds.
+    """AdamW's path under gradients k·g is that under g, but for what the loop's own eps adds.
 
     Step lr·m/(√v + eps) is lr·m/√v·(1 - eps/(√v + eps)), so eps moves it by less than lr·|m|/√v·eps/√v: for g and
     for k·g together lr·|m|/√v·(1 + 1/k)·eps/√v, with the moments m and v of g, worked out here.
@@ -187,7 +188,7 @@ def test_adamw_ignores_the_size_of_the_gradient(k, size, n_steps, seed):
     g = torch.Generator().manual_seed(seed)
     gradients = size * torch.randn(n_steps, 20, generator=g, dtype=torch.float64)
     start = torch.randn(20, generator=g, dtype=torch.float64)
-    lr, eps = 0.01, 1e-8
+    lr, eps = 0.01, inspect.signature(train).parameters["eps"].default
 
     def run(factor):
         p = nn.Parameter(start.clone())

@@ -343,7 +343,7 @@ class GPT(nn.Module):
         in the cache before it could be seen. Checked by test_gpt.py::test_a_batch_answers_as_its_rows_alone.
         Raises ValueError for an empty prompt, or one longer than the context.
         """
-        context, stop, device = self.config.max_position_embeddings, set(stop), self.lm_head.weight.device
+        context, stop, device = self.config.max_position_embeddings, set(stop), self.model.embed_tokens.weight.device
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= context:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens: it must have 1 to {context} (the context)")

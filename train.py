@@ -287,7 +287,7 @@ def main(argv=None):
             return None
         print(f"pass@1 {when}: {len(test_problems)} problems ...", end=" ", flush=True)
         start = time.time()
-        with torch.autocast(device.type, dtype, enabled=dtype != model.lm_head.weight.dtype):
+        with torch.autocast(device.type, dtype, enabled=dtype != model.model.embed_tokens.weight.dtype):
             texts = solve(model, encoding, test_problems)
         print(f"{100 * sum(grade(texts, test_problems)) / len(texts):.1f}% in {time.time() - start:.0f} s", flush=True)
         return texts

@@ -9,17 +9,20 @@ alike. Writes speed.csv (a line a timed step) and speed.png beside this file.
 import argparse
 import csv
 import statistics
+import sys
 from pathlib import Path
 
 import matplotlib
 import torch
 from torch import nn
 
-import lora_alpha
-from lora_alpha import GPT, GPTConfig, inject_lora
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, so that this runs as a script
 matplotlib.use("Agg")
+
 import matplotlib.pyplot as plt  # noqa: E402
+
+import lora_alpha  # noqa: E402
+from lora_alpha import GPT, GPTConfig, inject_lora  # noqa: E402
 
 CONFIG = dict(vocab_size=1024, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8,
               num_key_value_heads=8, rms_norm_eps=1e-5, max_position_embeddings=1024)

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -359,11 +360,12 @@ def report(args, folder, val_before, rows, problems, before, after, graded, resu
     what = "model" if args.method == "full" else "adapter"
     print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
     if args.method != "full":
-        print(f"  python eval_pass1.py --adapter {short(folder)}")
-    if args.method == "lora-alpha":
-        print(f"  python train.py --rank {args.rank} --method lora")
-    else:
-        print(f"  python train.py --rank {args.rank}")
+        base = "" if Path(args.base) == HERE / "data/base" else f" --base {short(args.base)}"
+        tested = args.data if Path(args.data, "test.jsonl").is_file() else args.val
+        data = f" --data {short(tested)}" if tested and Path(tested) != HERE / "data/equations" else ""
+        print(f"  python eval_pass1.py --adapter {short(folder)}{base}{data}")
+    if args.method == "lora-alpha" and args.out is args.alpha is args.c is None and "--method" not in sys.argv:
+        print(f"  {shlex.join(['python', 'train.py', *sys.argv[1:]])} --method lora")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import ast
 import csv
 import importlib.util
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,16 @@ def test_the_table_is_what_the_experiment_wrote():
     spec.loader.exec_module(module)
     with open(ROOT / "experiments/first_table.csv", newline="", encoding="utf-8") as file:
         assert module.markdown(list(csv.DictReader(file))) in README
+
+
+def test_the_speeds_are_what_the_experiment_wrote():
+    """The README's two ratios of medians are those of experiments/speed.csv."""
+    with open(ROOT / "experiments/speed.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    full, ours, peer = (statistics.median(float(row["ms"]) for row in rows if row["method"] == name)
+                        for name in ("full fine-tuning", "LoRA", "PEFT + transformers"))
+    written = re.search(r"takes ([\d.]+) of full fine-tuning's time, and PEFT \+ transformers ([\d.]+)", README)
+    assert written.groups() == (f"{ours / full:.2f}", f"{peer / full:.2f}")
 
 
 def test_the_linter_is_content():

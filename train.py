@@ -221,13 +221,16 @@ def main(argv=None):
 
     # Everything that a user's mistake can break happens here, before anything is written.
     try:
-        if args.out and Path(args.out, "run.json").exists() and not args.overwrite:
-            raise ValueError(f"--out {args.out} holds a finished run: choose another name, or add --overwrite")
-        if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-            raise ValueError(f"--out {args.out} is a file: it must be a folder")
-        if args.out and any(Path(args.out).glob("*.safetensors")) and (
-                not Path(args.out, "run.json").exists() or Path(args.out).resolve() == Path(args.base).resolve()):
-            raise ValueError(f"--out {args.out} holds a model or an adapter of another origin: choose another name")
+        out = Path(args.out or "out")
+        if args.out and out.exists() and not out.is_dir():
+            raise ValueError(f"--out {out} is a file: it must be a folder")
+        # A finished run, or one that was cut off between its training and its pass@1.
+        ours = (out / "run.json").exists() or (out / "metrics.csv").exists()
+        holds_run = bool(args.out) and ((out / "run.json").exists() or any(out.glob("*.safetensors")))
+        if holds_run and (not ours or out.resolve() == Path(args.base).resolve()):
+            raise ValueError(f"--out {out} holds files that are no run of train.py, or the base: choose another name")
+        if holds_run and not args.overwrite:
+            raise ValueError(f"--out {out} holds a finished run: choose another name, or add --overwrite")
         try:
             device = torch.device(args.device)
             torch.zeros(1, device=device).item()
@@ -256,7 +259,7 @@ def main(argv=None):
             s, ratio = lora_scaling(args.rank, alpha), first_step_ratio(model)
         final = claim_folder(args)
         # A finished run that is to be overwritten stays whole until the new one is.
-        folder = final / "unfinished" if (final / "run.json").exists() else final
+        folder = final / "unfinished" if holds_run else final
         shutil.rmtree(final / "unfinished", ignore_errors=True)
         folder.mkdir(exist_ok=True)
     except (ValueError, OSError, OverflowError, re.error) as error:

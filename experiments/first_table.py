@@ -1,6 +1,6 @@
 """The README's first table: LoRA-α, the habit alpha = 2r at the same and at its own best rate, full fine-tuning.
 
-    python experiments/first_table.py              three quarters of an hour on two cores; finished runs are reused
+    python experiments/first_table.py              forty minutes on two cores; finished runs are reused
 
 Each learning rate is chosen on the validation problems (lowest loss, seed 0). Then three seeds of each row, pass@1 on
 the 500 test problems. Every run is a plain `python train.py ...`, printed as it starts. Writes first_table.csv (a line

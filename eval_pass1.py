@@ -135,8 +135,10 @@ def load_problems(path: str | Path) -> list[dict]:
             answer = solution.rpartition("####")[2].strip() if "####" in str(solution) else None
         else:
             kind, problem, solution = "math", raw.get("problem"), raw.get("solution")
-            answer = raw.get("answer", last_box(solution) if isinstance(solution, str) else None)
-        for name, value in (("problem", problem), ("solution", solution), ("answer", answer or "")):
+            answer = raw.get("answer")
+            if answer is None and isinstance(solution, str):
+                answer = last_box(solution)
+        for name, value in (("problem", problem), ("solution", solution), ("answer", "" if answer is None else answer)):
             if not isinstance(value, str):
                 raise ValueError(f"{where}: no text for {name!r}; want MATH's problem, solution (and answer), "
                                  "or GSM8K's question and answer")

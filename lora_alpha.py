@@ -510,7 +510,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
                 part.backward()  # ∂L/∂B = s·G·Aᵀ, ∂L/∂A = s·Bᵀ·G with G = ∂L/∂W: s enters here and in the product
                 loss += part.detach()
 
-        # ∂L/∂B grows with s, so a clip of 1.0 would act at every step: it is off unless asked for.
+        # ∂L/∂B grows with s, so a clip of 1.0 would act at most steps: it is off unless asked for.
         norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         if not (math.isfinite(loss) and math.isfinite(norm)):  # here the CPU waits for the GPU
             raise FloatingPointError(f"loss {loss:.4g}, gradient norm {norm:.4g} at step {step}, learning rate {lr:g}")

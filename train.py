@@ -255,17 +255,21 @@ def main(argv=None):
             elif len(targets) == 1:
                 targets = targets[0]  # all-linear, or a regular expression
             alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
-            inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
+            try:
+                inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
+            except RuntimeError as error:  # torch's words for no memory
+                raise ValueError(f"--rank {args.rank} is too large: {str(error).splitlines()[0]}") from None
             s, ratio = lora_scaling(args.rank, alpha), first_step_ratio(model)
         final = claim_folder(args)
         # A finished run that is to be overwritten stays whole until the new one is.
         folder = final / "unfinished" if holds_run else final
-        shutil.rmtree(final / "unfinished", ignore_errors=True)
-        folder.mkdir(exist_ok=True)
-    except (ValueError, OSError, OverflowError, re.error) as error:
+        if holds_run:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier try to overwrite it
+            folder.mkdir()
+    except OverflowError:
+        parser.error(f"alpha = {alpha:g} is beyond float arithmetic: lower --alpha or --c")
+    except (ValueError, OSError, re.error) as error:
         parser.error(str(error))
-    except RuntimeError as error:  # torch's words for no memory, as for a rank of 10^12
-        parser.error(str(error).splitlines()[0])
 
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     update = min(args.batch_size * args.grad_accum, len(examples))

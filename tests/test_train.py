@@ -117,7 +117,7 @@ def test_full_fine_tuning_writes_a_model_folder(tmp_path):
     (["--alpha", "8", "--c", "256"], "--c"), (["--targets", "q_proj", "nope"], "nope"), (["--targets", "q_proj)"], ""),
     (["--method", "lora", "--c", "9"], "--c"), (["--base", "absent"], "absent"), (["--data", "absent"], "absent"),
     (["--val", "absent.jsonl"], "absent"), (["--ran", "16"], "--ran"), (["--device", "abacus"], "abacus"),
-    (["--dropout", "1"], "dropout"), (["--c", "1e200"], ""), (["--rank", "1" + "0" * 14], ""),
+    (["--dropout", "1"], "dropout"), (["--c", "1e200"], "--c"), (["--rank", "1" + "0" * 14], "--rank"),
     (["--device", "meta"], "meta"), (["--steps", "0"], "steps"), (["--method", "full", "--merge"], "full"),
 ])
 def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, monkeypatch, capsys):
@@ -133,7 +133,8 @@ def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("text, word", [
     ('{"problem": "a", "solution": "b", "answer": "4"}\n{oops\n', "line 2"), ('\n\n[1]\n', "line 3"),
     ("", "no problem"),
-    ('{"problem": "a"}', "line 1"), ('{"problem": "a", "solution": ""  , "answer": "4"}', "no problem is left"),
+    ('{"problem": "a", "solution": "b", "answer": 0}', "line 1"), ('{"problem": "a"}', "line 1"),
+    ('{"problem": "a", "solution": ""  , "answer": "4"}', "no problem is left"),
 ])
 def test_a_malformed_file_is_one_line_and_status_2(text, word, tmp_path, monkeypatch, capsys):
     """The line's number is named; a file with nothing to learn is an error, never a loss of NaN or 0."""
@@ -204,6 +205,14 @@ def test_bfloat16_trains_and_answers(tmp_path):
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
+def test_files_of_the_user_in_a_new_out_stay(tmp_path):
+    """--out may be a folder with other things in it: a run leaves them alone, whatever they are called."""
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished/notes.txt").write_text("mine")
+    assert run("--steps", 1, *FAST, "--out", ".", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "unfinished/notes.txt").read_text() == "mine" and (tmp_path / "run.json").is_file()
+
+
 def test_a_folder_of_another_origin_is_not_overwritten(tmp_path):
     """--out on a model that is no run of train.py, or on the base itself, is refused even with --overwrite."""
     shutil.copytree(ROOT / "data/base", tmp_path / "m", ignore=shutil.ignore_patterns("*.py"))
@@ -229,8 +238,9 @@ def test_gsm8k_answers_follow_the_marks(tmp_path):
     path.write_text(json.dumps(dict(question="q", answer="2 + 2 = <<2+2=4>>4\n#### 1,004")) + "\n"
                     + json.dumps(dict(question="q", answer="four")) + "\n"
                     + json.dumps(dict(problem="p", solution="so \\boxed{\\frac{1}{2}}.")) + "\n"
+                    + json.dumps(dict(problem="p", solution="so \\boxed{7}.", answer=None)) + "\n"
                     + json.dumps(dict(problem="p", solution="so 1/2.")) + "\n", encoding="utf-8")
-    assert [p["answer"] for p in load_problems(path)] == ["1,004", None, "\\frac{1}{2}", None]
+    assert [p["answer"] for p in load_problems(path)] == ["1,004", None, "\\frac{1}{2}", "7", None]
 
 
 def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path):

@@ -8,9 +8,12 @@ ever solved in it: that is left for data/equations.
 
 import argparse
 import base64
+import itertools
 import math
+import os
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -281,12 +284,12 @@ def text(problem: str, solution: str) -> str:
     return f"Problem: {problem}\nSolution: {solution}"
 
 
-def learn_tokenizer(sample: str) -> None:
+def learn_tokenizer(sample: str, folder: Path) -> None:
     """Byte-level BPE from a sample of the corpus, as a rank file, with the end token after the ranks."""
     ranks = bpe_train(sample, VOCABULARY - 1, PATTERN, visualise=None)
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
-    (HERE / "base.tiktoken").write_bytes(b"".join(lines))
-    write_json(HERE / "spec.json", {"pat_str": PATTERN, "special_tokens": {"<|endoftext|>": len(ranks)}})
+    (folder / "base.tiktoken").write_bytes(b"".join(lines))
+    write_json(folder / "spec.json", {"pat_str": PATTERN, "special_tokens": {"<|endoftext|>": len(ranks)}})
 
 
 def rows(problems: Iterator[tuple[str, str]], encoding: tiktoken.Encoding, batch_size: int):
@@ -306,8 +309,15 @@ def rows(problems: Iterator[tuple[str, str]], encoding: tiktoken.Encoding, batch
         yield idx, targets
 
 
-def pretrain(steps: int, lr: float, val: list) -> None:
-    encoding = load_tokenizer(HERE)
+def val_batches(encoding: tiktoken.Encoding) -> list:
+    return list(itertools.islice(rows(corpus(random.Random(SEED + 2)), encoding, 16), 8))
+
+
+def pretrain(steps: int, lr: float, folder: Path) -> None:
+    """Learns a tokenizer and a model, and writes both to folder."""
+    sample = corpus(random.Random(SEED + 1))
+    learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)), folder)
+    encoding = load_tokenizer(folder)
     config = GPTConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
                        num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True,
                        eos_token_id=(encoding.eot_token,))
@@ -322,14 +332,15 @@ def pretrain(steps: int, lr: float, val: list) -> None:
                   f"{row['tokens_per_s']:,.0f} tok/s  {time.time() - start:.0f} s", flush=True)
 
     train(model, rows(corpus(random.Random(SEED)), encoding, 16), steps, lr, warmup=100, betas=(0.9, 0.95),
-          weight_decay=0.1, grad_clip=1.0, val_batches=val, eval_every=500, log=log)
-    save_model(model.to(torch.bfloat16), HERE)
+          weight_decay=0.1, grad_clip=1.0, val_batches=val_batches(encoding), eval_every=500, log=log)
+    save_model(model.to(torch.bfloat16), folder)
 
 
-def measure(val: list) -> None:
+def measure() -> None:
     """The figures of the model card: parameters, loss, and pass@1 on 200 fresh problems of each kind."""
     model, encoding = load_model(HERE, torch.float32), load_tokenizer(HERE)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, validation loss {evaluate(model, val):.4f}")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, validation loss "
+          f"{evaluate(model, val_batches(encoding)):.4f}")
     rng = random.Random(SEED + 3)
     for kind in KINDS:
         made = [kind(rng) for _ in range(200)]
@@ -349,13 +360,11 @@ def main():
     args = parser.parse_args()
 
     if not args.measure:
-        sample = corpus(random.Random(SEED + 1))
-        learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)))
-    val = rows(corpus(random.Random(SEED + 2)), load_tokenizer(HERE), 16)
-    val = [next(val) for _ in range(8)]
-    if not args.measure:
-        pretrain(args.steps, args.lr, val)
-    measure(val)
+        with tempfile.TemporaryDirectory(dir=HERE) as folder:  # a run that is stopped leaves the base as it was
+            pretrain(args.steps, args.lr, Path(folder))
+            for path in Path(folder).iterdir():
+                os.replace(path, HERE / path.name)
+    measure()
 
 
 if __name__ == "__main__":

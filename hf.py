@@ -1,17 +1,21 @@
 """What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers.
 
-Read top to bottom: model folders → adapters → tokenizers. No pickle is read or written. Every file is written under a
-temporary name and then renamed, so that what was there before survives a failed write.
+Read top to bottom: model folders → adapters → tokenizers, chat templates. No pickle is read or written. Every file is
+written under a temporary name and then renamed, so that what was there before survives a failed write.
 """
 
 import base64
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
 import tiktoken
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -282,6 +286,69 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
     if missing:
         raise ValueError(f"{files[0]}: lacks the single byte {missing[0]:#04x}, so that some texts have no tokens")
     return tiktoken.Encoding(name=folder.name, pat_str=spec["pat_str"], mergeable_ranks=ranks, special_tokens=special)
+
+
+# The turns of folders that hold a rank file and no template, told by a special token: Meta's own Llama 3, ChatML.
+TURNS = {
+    "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
+                           "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+                           "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+    "<|im_start|>": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+                    "{% endfor %}{{ '<|im_start|>assistant\\n' }}",
+}
+
+
+def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list[dict]], list[int]] | None:
+    """A function from messages (role, content) to tokens, up to where the assistant speaks; None without a template.
+
+    The template is the folder's chat_template.jinja, else chat_template of tokenizer_config.json, rendered in a sandbox
+    as transformers does, but without today's date, so that a prompt is the same tomorrow. Special tokens in a message
+    are just text. Raises ValueError for a template that cannot be rendered.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    if (folder / "chat_template.jinja").is_file():
+        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if source is None:
+        source = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
+    if source is None:
+        return None
+    names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
+             if name.endswith("_token") and token}
+    special = re.compile("|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)")
+
+    def refuse(message):
+        raise jinja2.TemplateError(message)
+
+    try:
+        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=["jinja2.ext.loopcontrols"])
+        sandbox.globals["raise_exception"] = refuse
+        template = sandbox.from_string(source)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"{folder}: its chat template is not Jinja ({error})") from None
+
+    def encode(messages: list[dict]) -> list[int]:
+        said = "".join(message["content"] for message in messages)
+        mark = next(chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)  # breaks up what looks special
+        broken = [{**m, "content": special.sub(lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+        try:
+            text = template.render(messages=broken, add_generation_prompt=True, **names)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{folder}: its chat template refuses the prompt ({error})") from None
+        tokens, end = [], 0
+        for match in [*special.finditer(text), None]:
+            tokens += encoding.encode_ordinary(text[end : match.start() if match else None].replace(mark, ""))
+            if match:
+                tokens.append(encoding.encode_single_token(match[0]))
+                end = match.end()
+        return tokens
+
+    return encode
 
 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:

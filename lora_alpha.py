@@ -334,13 +334,14 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, stop: Iterable[int] = (),
                  temperature: float = 0.0, top_p: float = 1.0,
-                 generator: torch.Generator | None = None) -> list[list[int]]:
+                 generator: torch.Generator | list[torch.Generator] | None = None) -> list[list[int]]:
         """New tokens for each prompt, in order, the stop token last where one was met; temperature 0 is greedy.
 
         A row also ends when it fills the context. top_p samples from the smallest set of tokens that holds that share
-        of the probability. generator: a CPU torch.Generator. Prompts may differ in length: they are padded on the
-        right, and every row has its own positions, so padding is known by length and never by id, and is overwritten
-        in the cache before it could be seen. Checked by test_gpt.py::test_a_batch_answers_as_its_rows_alone.
+        of the probability. generator: a CPU torch.Generator, or one for each prompt, whose draws then do not depend on
+        its batch mates. Prompts may differ in length: they are padded on the right, and every row has its own
+        positions, so padding is known by length and never by id, and is overwritten in the cache before it could be
+        seen. Checked by test_gpt.py::test_a_batch_answers_as_its_rows_alone.
         Raises ValueError for an empty prompt, or one longer than the context.
         """
         context, stop, device = self.config.max_position_embeddings, set(stop), self.model.embed_tokens.weight.device
@@ -351,7 +352,7 @@ class GPT(nn.Module):
             raise ValueError(f"temperature = {temperature}, top_p = {top_p}: want 0 or more, and 0 < top_p <= 1")
         was_training = self.training
         self.eval()
-        new = [[] for _ in prompts]
+        new, generators = [[] for _ in prompts], generator if isinstance(generator, list) else [generator] * len(prompts)
         alive = [i for i, prompt in enumerate(prompts) if len(prompt) < context and max_new_tokens > 0]
         if alive:
             longest = max(len(prompts[i]) for i in alive)
@@ -368,7 +369,8 @@ class GPT(nn.Module):
             mask = torch.arange(S, device=device) <= positions[:, None, :, None]  # (B, 1, T, S): no key after its query
             x = self._hidden(idx, positions, [(k, v, rows[:, None], positions, mask) for k, v in kv])
             at = last if x.shape[1] > 1 else torch.zeros_like(last)  # after the prompt T is 1
-            tokens = sample(self.lm_head(x[rows, at]).float().cpu(), temperature, top_p, generator)  # (B,)
+            uniform = torch.stack([torch.rand((), generator=generators[i]) for i in alive]) if temperature else None
+            tokens = sample(self.lm_head(x[rows, at]).float().cpu(), temperature, top_p, uniform)  # (B,)
             for i, token in zip(alive, tokens.tolist()):
                 new[i].append(token)
             going = [n for n, i in enumerate(alive) if new[i][-1] not in stop and len(new[i]) < max_new_tokens
@@ -382,14 +384,16 @@ class GPT(nn.Module):
         return new
 
 
-def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
-    """One token for each row of logits (B, V): the likeliest at temperature 0, else drawn from the top_p nucleus."""
+def sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | None = None) -> Tensor:
+    """One token for each row of logits (B, V): the likeliest at temperature 0, else drawn from the top_p nucleus.
+
+    uniform (B,): the random numbers in [0, 1) that choose."""
     if temperature == 0:
         return logits.argmax(-1)
     probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
     before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
-    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator))[:, 0]
+    mass = probabilities.double().masked_fill(before >= top_p, 0.0).cumsum(-1)  # float64: uniform·mass[-1] < mass[-1]
+    return order.gather(-1, (mass <= uniform[:, None] * mass[:, -1:]).sum(-1, keepdim=True))[:, 0]
 
 
 # ---- The AdamW loop --------------------------------------------------------------------------------------------------

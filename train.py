@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from eval_pass1 import (Parser, by_level, encode_example, end_tokens, grade, load_problems, plain_output, print_table,
-                        solve)
+from eval_pass1 import (Parser, data_file, encode_example, end_tokens, load_problems, plain_output, print_table, solve,
+                        summarize)
 from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model, write_json
 from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
                         merge_lora, train)
@@ -124,7 +124,7 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
     path = Path(args.data)
     if not path.exists():
         raise ValueError(f"--data {path}: there is no such file or folder")
-    train_problems = load_problems(path / "train.jsonl" if path.is_dir() else path)
+    train_problems = load_problems(data_file(path, "train"))
     val_file = Path(args.val) if args.val else path / "val.jsonl"
     if args.val or val_file.is_file():
         val_problems = load_problems(val_file)
@@ -133,8 +133,8 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
         held_out = min(300, len(train_problems) // 10)
         val_problems = [train_problems[i] for i in sorted(order[:held_out])]
         train_problems = [train_problems[i] for i in sorted(order[held_out:])]
-    test_file = path / "test.jsonl"
-    test_problems = load_problems(test_file) if test_file.is_file() else val_problems
+    test_file = data_file(path, "test")
+    test_problems = load_problems(test_file) if path.is_dir() and test_file.is_file() else val_problems
     return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
 
 
@@ -296,9 +296,9 @@ def main(argv=None):
         print(f"pass@1 {when}: {len(test_problems)} problems ...", end=" ", flush=True)
         start = time.time()
         with torch.autocast(device.type, dtype, enabled=dtype != model.model.embed_tokens.weight.dtype):
-            texts = solve(model, encoding, test_problems)
-        print(f"{100 * sum(grade(texts, test_problems)) / len(texts):.1f}% in {time.time() - start:.0f} s", flush=True)
-        return texts
+            records = solve(model, encoding, test_problems)
+        print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
+        return records
 
     val_examples.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
@@ -325,20 +325,20 @@ def main(argv=None):
     if args.merge:
         save_model(merge_lora(model), folder / "merged")
         copy_tokenizer(args.base, folder / "merged")
-    graded = [grade(texts, test_problems) if texts else None for texts in (before, after)]
-    pass1 = [sum(column) / len(column) if column else None for column in graded]
+    pass1 = [summarize(records)["pass1"] if records else None for records in (before, after)]
     results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(test_problems),
                    val_loss_before=val_before, val_loss_after=rows[-1]["val_loss"],
                    clipped=sum(row["clipped"] for row in rows) / len(rows), seconds=round(time.time() - started, 1))
-    if graded[1]:
-        results["levels"] = {level: dict(n=n, pass1=cell[0], low=cell[1], high=cell[2])
-                             for level, n, (cell,) in by_level(test_problems, graded[1])}
+    if after:
+        summary = summarize(after)
+        whole = {name: summary[name] for name in ("n", "pass1", "low", "high")}
+        results["levels"] = {**summary.get("level", {}), "all levels": whole}
     write_json(folder / "run.json", {**vars(args), "alpha": alpha, "s": s, "first_step_ratio": ratio,
                                      "dtype": str(dtype).removeprefix("torch."), "n_train": len(examples),
                                      "n_val": len(val_examples), **origin(), "results": results})
     if folder != final:
         replace_run(folder, final)
-    report(args, final, val_before, rows, test_problems, before, after, graded, results)
+    report(args, final, val_before, rows, test_problems, before, after, results)
 
 
 def replace_run(new: Path, old: Path) -> None:
@@ -353,22 +353,22 @@ def replace_run(new: Path, old: Path) -> None:
     new.rmdir()
 
 
-def report(args, folder, val_before, rows, problems, before, after, graded, results):
+def report(args, folder, val_before, rows, problems, before, after, results):
     print(f"\nvalidation loss {val_before:.4f} → {rows[-1]['val_loss']:.4f}" if val_before else "", end="")
     if args.grad_clip is not None:
         print(f"; {100 * results['clipped']:.0f}% of the steps were clipped", end="")
     print()
     if problems:
-        print_table(problems, {"before": graded[0], "after": graded[1]})
+        print_table({"before": before, "after": after})
         # One worked example: the first problem that was learnt, else the first of all.
-        shown = next((i for i, (b, a) in enumerate(zip(*graded)) if a > b), 0)
-        print(f"\nproblem {problems[shown]['problem']}\n  before{before[shown]}\n  after {after[shown]}\n"
-              f"  gold   {problems[shown]['answer']}")
+        shown = next((i for i, (b, a) in enumerate(zip(before, after)) if a["correct"] > b["correct"]), 0)
+        print(f"\nproblem {problems[shown]['problem']}\n  before{before[shown]['completion']}\n"
+              f"  after {after[shown]['completion']}\n  gold   {problems[shown]['answer']}")
     what = "model" if args.method == "full" else "adapter"
     print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
     if args.method != "full":
         base = "" if Path(args.base) == HERE / "data/base" else f" --base {short(args.base)}"
-        tested = args.data if Path(args.data, "test.jsonl").is_file() else args.val
+        tested = args.data if Path(args.data).is_dir() and data_file(args.data, "test").is_file() else args.val
         data = f" --data {short(tested)}" if tested and Path(tested) != HERE / "data/equations" else ""
         print(f"  python eval_pass1.py --adapter {short(folder)}{base}{data}")
     if args.method == "lora-alpha" and args.out is args.alpha is args.c is None and "--method" not in sys.argv:

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as a script
 
 from data.equations.prepare import bracket, join, linear, nonzero, signed  # noqa: E402
-from eval_pass1 import grade, load_problems, solve  # noqa: E402
+from eval_pass1 import load_problems, pass1, solve  # noqa: E402
 from hf import load_model, load_tokenizer, save_model, write_json  # noqa: E402
 from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
 
@@ -344,12 +344,13 @@ def measure() -> None:
     rng = random.Random(SEED + 3)
     for kind in KINDS:
         made = [kind(rng) for _ in range(200)]
-        problems = [dict(problem=problem, answer=str(answer), kind="math") for problem, _, answer in made]
-        right = sum(grade(solve(model, encoding, problems), problems))
-        print(f"| {kind.__name__.replace('_', ' ')} | {made[0][0]} | {right / 2:.1f}% |")
+        problems = [dict(id=i, problem=problem, answer=str(answer), kind="math", level="all", subject="all")
+                    for i, (problem, _, answer) in enumerate(made)]
+        share = pass1(solve(model, encoding, problems))["pass1"]
+        print(f"| {kind.__name__.replace('_', ' ')} | {made[0][0]} | {100 * share:.1f}% |")
     problems = load_problems(HERE.parent / "equations/test.jsonl")
-    right = sum(grade(solve(model, encoding, problems), problems))
-    print(f"| data/equations, never shown | {problems[0]['problem']} | {100 * right / len(problems):.1f}% |")
+    share = pass1(solve(model, encoding, problems))["pass1"]
+    print(f"| data/equations, never shown | {problems[0]['problem']} | {100 * share:.1f}% |")
 
 
 def main():

@@ -1,0 +1,1039 @@
+"""The grader of eval_pass1.py, extract_answer and is_correct: python -m pytest tests/test_grader.py"""
+
+import builtins
+import functools
+import math
+import sys
+import time
+from fractions import Fraction
+
+import pytest
+import sympy
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+import eval_pass1
+from eval_pass1 import extract_answer, is_correct
+
+KINDS = ("math", "gsm8k", "choice")
+MINUS_SIGNS = ("-", "−", "–", "—", "－", "﹣")
+LIMIT = 0.2  # seconds for one answer
+BIG = 1_000_000  # characters in the longest response
+
+
+def boxed(answer):
+    return f"So the result is \\boxed{{{answer}}}"
+
+
+def same(answer, gold):
+    """The grader's word on a boxed answer, asked both ways round: equality has no preferred side."""
+    forth, back = is_correct(boxed(answer), gold, "math"), is_correct(boxed(gold), answer, "math")
+    assert forth is back, f"{answer!r} for {gold!r}: {forth}; {gold!r} for {answer!r}: {back}"
+    return forth
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# math: equal and unequal pairs
+
+
+EQUAL = [
+    # rationals
+    ("0.5", r"\frac{1}{2}"), ("1/2", r"\frac{1}{2}"), (r"\frac12", r"\frac{1}{2}"), (r"\dfrac{2}{4}", "0.5"),
+    (r"\tfrac{1}{2}", r"\frac{1}{2}"), (r"\frac{1}2", r"\frac1{2}"), (".5", "0.50"), ("7.0", "7"),
+    ("-0.25", r"-\frac14"), (r"\frac{-1}{4}", r"-\frac{1}{4}"), (r"\frac{1}{-4}", r"-\frac{1}{4}"),
+    (r"\frac{6}{3}", "2"), ("0", "-0"), ("0.125", r"\frac{1}{8}"), (r"\frac{\frac{1}{2}}{3}", r"\frac{1}{6}"),
+    # mixed numbers
+    (r"2\frac34", r"\frac{11}{4}"), (r"2\frac{3}{4}", "2.75"), (r"-2\frac34", r"-\frac{11}{4}"),
+    (r"5\dfrac{1}{3}", "16/3"),
+    # separators, signs, units
+    ("1,234", "1234"), ("12,345,678", "12345678"), (r"1{,}234", "1234"), (r"10,\!500", "10500"), ("1,234.5", "1234.5"),
+    (r"10\%", "10"), ("10%", "10"), ("10%", r"10\%"), (r"\$18.50", "18.5"), (r"\$1,250", "1250"), (r"40^\circ", "40"),
+    (r"40^{\circ}", "40"), ("40°", r"40^\circ"), ("5 cm", "5"), ("6 ft", "6"), (r"5\text{ cm}", "5"),
+    (r"5\text{ cm}", "5 cm"), (r"24\text{ cm}^2", "24"), (r"15 \text{ miles}", "15"),
+    (r"\frac{7}{2}\text{ hours}", "3.5"), ("−5", "-5"), ("–5", "-5"), ("—5", "-5"), ("－5", "-5"), ("﹣5", "-5"),
+    # dressing
+    ("x=5", "5"), (r"x = \frac{1}{2}", "0.5"), ("$5$", "5"), ("5.", "5"), (r"\left(1,2\right)", "(1,2)"),
+    (r"\left[ 1, 2 \right)", "[1,2)"), (r"\,5\,", "5"), (r"3\,x\;+\!1", "3x+1"), (r"2\left(x+1\right)", "2(x+1)"),
+    # radicals
+    (r"\sqrt{8}", r"2\sqrt2"), (r"\sqrt3", r"\sqrt{3}"), (r"2\sqrt3", r"\sqrt{12}"),
+    (r"\frac{1}{\sqrt2}", r"\frac{\sqrt2}{2}"), (r"1/\sqrt{2}", r"\sqrt{2}/2"), (r"\sqrt[4]{81}", "3"),
+    (r"\sqrt[3]{54}", r"3\sqrt[3]{2}"), (r"\sqrt{49}", "7"), (r"\sqrt{2}\sqrt{3}", r"\sqrt{6}"),
+    (r"\sqrt{2}+\sqrt{3}", r"\sqrt3+\sqrt2"), (r"\sqrt{\frac{1}{4}}", r"\frac12"),
+    (r"\frac{\sqrt{12}}{4}", r"\frac{\sqrt3}{2}"), (r"\frac{6}{\sqrt{3}}", r"2\sqrt{3}"),
+    (r"1+\sqrt{5}", r"\sqrt{5}+1"),
+    # pi and powers
+    (r"\frac{\pi}{2}", r"\pi/2"), (r"0.5\pi", r"\frac{\pi}{2}"), (r"2\pi", r"\pi\cdot 2"), (r"4\pi-\pi", r"3\pi"),
+    (r"\pi r^2", r"r^2\pi"), ("2^{10}", "1024"), ("2^{-1}", r"\frac12"), ("(-2)^3", "-8"), (r"3\times 10^{4}", "30000"),
+    (r"\left(\frac{2}{3}\right)^2", r"\frac49"), (r"2^3\cdot 5", "40"), ("-2^2", "-4"),
+    # polynomials and fractions of them
+    ("x^2+3x-1", "-1+x^2+3x"), ("x^{2}", "x^2"), ("(x+3)^2", "x^2+6x+9"), ("(x-2)(x+2)", "x^2-4"), ("1-x", "-x+1"),
+    ("xy", r"y\cdot x"), ("3(a+2b)", "6b+3a"), (r"\frac{x+1}{2}", r"\frac{x}{2}+\frac{1}{2}"),
+    (r"\frac{x}{4}", "0.25x"), (r"\frac{1}{x+y}", r"\frac{1}{y+x}"), (r"\frac{2x}{y}", r"\frac{6x}{3y}"),
+    (r"\frac1x+\frac1y", r"\frac{x+y}{xy}"),
+    # tuples, intervals, sets, lists, matrices
+    ("(1, 2)", "(1,2)"), (r"(0.5,-1)", r"\left(\frac{1}{2},-1\right)"), (r"(-\infty,3]", r"\left(-\infty, 3\right]"),
+    (r"\{3,1,2\}", r"\{1,2,3\}"), (r"\left\{1,2\right\}", r"\{2,1\}"), ("4, 2", "2, 4"),
+    (r"0.5, \sqrt{8}", r"2\sqrt2, \frac12"), ("(3,4), (1,2)", "(1,2), (3,4)"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+    (r"\begin{pmatrix} 0.5 \\ \sqrt{8} \end{pmatrix}", r"\begin{pmatrix} \frac12 \\ 2\sqrt2 \end{pmatrix}"),
+    # plus or minus, bases, words
+    (r"3\pm 1", "4, 2"), (r"3\pm 1", "2, 4"), (r"\pm 7", "7, -7"), (r"x=\pm 7", "-7, 7"),
+    (r"1\pm\sqrt{2}", r"1-\sqrt2, 1+\sqrt2"), ("1011_2", "1011_{2}"), (r"\text{Even}", r"\text{even}"),
+    (r"\text{Tuesday}", r"\text{TUESDAY}"),
+]
+UNEQUAL = [
+    # no tolerance
+    ("0.333", r"\frac13"), ("0.3333333333333333", r"\frac{1}{3}"), ("3.14", r"\pi"), (r"\frac{22}{7}", r"\pi"),
+    ("3.141592653589793", r"\pi"), ("1.414", r"\sqrt2"), (r"\frac{665857}{470832}", r"\sqrt{2}"),
+    ("0.70710678118654752440", r"\frac{1}{\sqrt2}"), ("9007199254740992", "9007199254740993"), ("1000000", "1000001"),
+    ("100000000000000000000", "100000000000000000001"), (r"\frac{1}{2}", r"\frac{2}{1}"), ("5", "-5"), ("—5", "5"),
+    # mixed numbers
+    (r"2\frac34", r"\frac32"), (r"-2\frac34", r"-\frac54"), (r"-2\frac34", r"\frac{11}{4}"),
+    (r"2\frac34", r"\frac{23}{4}"),
+    # separators and units
+    ("2,8,9", "289"), ("(2,8,9)", "289"), ("12,34", "1234"), ("1,234", "234"), ("1,234", "1.234"), (r"10\%", "0.1"),
+    ("10%", r"\frac{1}{10}"), ("5 cm", "5 m"), (r"5\text{ cm}", r"5\text{ m}"),
+    (r"3\text{ hours}", r"3\text{ minutes}"), (r"24\text{ cm}^2", r"24\text{ cm}"), (r"5\text{ cm}", "6"),
+    # radicals, powers
+    (r"\sqrt[4]{81}", r"4\sqrt{81}"), (r"\sqrt[4]{81}", "9"), (r"\sqrt[3]{8}", r"\sqrt{8}"), (r"\sqrt3", "3"),
+    (r"\sqrt{2}+\sqrt{3}", r"\sqrt5"), (r"\sqrt{10}+\sqrt{11}", r"\sqrt{5}+\sqrt{18}"), (r"\sqrt{2}", r"-\sqrt{2}"),
+    ("-2^2", "4"), ("2^{10}", "210"), (r"\pi^2", r"2\pi"), ("-x^2", "(-x)^2"),
+    # polynomials
+    ("x-1", "1-x"), ("x^2", "2x"), ("xy", "x+y"), ("x^2+1", "x^3+1"), ("2x+1", "2(x+1)"), ("(x+1)^2", "x^2+1"),
+    (r"\frac{1}{x}+\frac{1}{y}", r"\frac{1}{x+y}"), (r"\frac{x}{y}", r"\frac{y}{x}"), ("x", "y"), ("x", "0"),
+    ("x", "1"), ("x(x-1)(x-2)(x-3)(x-4)(x-5)(x+1)(x+2)(x+3)(x+4)(x+5)", "0"),
+    # brackets, order, size
+    ("(1,2)", "[1,2)"), ("(1,2)", "(1,2]"), ("(1,2)", "[1,2]"), ("(1,2)", "(2,1)"), ("(1,2)", "1,2"),
+    ("(1,2)", r"\{1,2\}"), ("(1,2)", "(1,2,3)"), ("(1,-2)", "(1,2)"), (r"(-\infty,2)", r"(-\infty,2]"),
+    (r"(2,\infty)", r"(2,-\infty)"), ("(2,1), (3,4)", "(1,2), (3,4)"), (r"\{1,2\}", r"\{1,2,3\}"),
+    (r"\{1,2\}", r"\{1,3\}"), ("5", "5, 6"), ("5, 6, 7", "5, 6"), (r"5\text{ or }6", "5"), ("5 or 6", "6"),
+    ("1, 2", "12"), (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2&3&4\end{pmatrix}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}3&4\\1&2\end{pmatrix}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}12\end{pmatrix}"), (r"\pm 7", "7"), (r"3\pm 1", "4"),
+    (r"3\pm 1", "4, 3"), ("1011_2", "1011_3"), ("1011_{2}", "1101_{2}"), (r"\text{east}", r"\text{west}"),
+    (r"\text{even}", "2"),
+    # no value
+    (r"\frac{1}{0}", "0"), (r"\frac{0}{0}", "5"), (r"\frac{1}{0}", r"\frac{2}{0}"),
+    (r"\frac{1}{x-x}", r"\frac{2}{x-x}"), (r"\frac{x}{0}", r"\frac{y}{0}"), (r"\frac{1}{\sqrt{2}-\sqrt{2}}", "3"),
+    ("0^{-1}", "0"), (r"0\cdot\frac{1}{0}", "0"),
+    # text that a program would run
+    ("len([1,2,3])", "3"), ("5 if True else 6", "5"), ("(lambda: 5)()", "5"), ("int('5')", "5"), ("max(4,5)", "5"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold"), EQUAL)
+def test_answers_equal_as_mathematics_are_correct(answer, gold):
+    """Two ways to write one value, either of them as the gold answer."""
+    assert same(answer, gold) is True
+
+
+@pytest.mark.parametrize(("answer", "gold"), UNEQUAL)
+def test_answers_that_differ_as_mathematics_are_wrong(answer, gold):
+    """Two values, however alike they look, either of them as the gold answer."""
+    assert same(answer, gold) is False
+
+
+@pytest.mark.parametrize("answer", sorted({text for pair in EQUAL + UNEQUAL for text in pair}))
+def test_every_answer_of_the_tables_equals_itself(answer):
+    """Where the grader cannot decide it compares the strings, so even 1/0 equals 1/0."""
+    assert same(answer, answer) is True
+
+
+PRIMES = [
+    2, 3, 5, 7, 11, 13, 97, 101, 251, 257, 997, 1009, 7919, 10007, 65521, 65537, 99991, 104729, 999983, 1000003,
+    15485863, 998244353, 10**9 + 7, 10**9 + 9, 2**31 - 1, 2**32 - 5, 4294967311, 10**12 + 39, 10**18 + 9, 2**61 - 1,
+    2**63 - 25, 2**64 - 59, 2**89 - 1, 2**107 - 1, 2**127 - 1, 2**255 - 19, 2**521 - 1,
+]
+
+
+@pytest.mark.parametrize("p", [*PRIMES, pytest.param(math.prod(PRIMES), id="their product")])
+def test_a_polynomial_that_agrees_modulo_a_prime_is_wrong(p):
+    """x^p and x+p agree with x at every point modulo p; they are other polynomials."""
+    for answer, gold in [(f"x^{{{p}}}", "x"), (f"x+{p}", "x"), (f"{p}x", "0"), (f"x^{{{p - 1}}}", "1"), (str(p), "0"),
+                         (f"\\frac{{x}}{{{p + 1}}}", "x"), (f"\\sqrt{{2}}+{p}", r"\sqrt{2}"), (f"{p + 1}\\pi", r"\pi")]:
+        assert same(answer, gold) is False, (answer, gold)
+
+
+@given(n=st.integers(1, 5000), more=st.integers(0, 10**25))
+def test_no_prime_makes_another_polynomial_pass(n, more):
+    """Small and large primes drawn at random."""
+    for p in (int(sympy.prime(n)), int(sympy.nextprime(more))):
+        assert not is_correct(boxed(f"x^{{{p}}}"), "x", "math")
+        assert not is_correct(boxed(f"x+{p}"), "x", "math")
+
+
+def test_numbers_of_five_thousand_digits_are_compared_exactly():
+    """One digit in 5,000 decides, for whole numbers, decimals and fractions, and separators do not."""
+    digits = "7" + "1234567890" * 500
+    other = digits[:-1] + "1"
+    for wrap in ["{}", "-{}", "0.{}", r"\frac{{{}}}{{2}}", "x+{}"]:
+        assert same(wrap.format(digits), wrap.format(digits)) is True
+        assert same(wrap.format(digits), wrap.format(other)) is False
+    whole = digits[:4999]
+    commas = whole[:1] + "," + ",".join(whole[i:i + 3] for i in range(1, 4999, 3))
+    assert same(commas, whole) is True and same(commas, other[:4998] + "1") is False
+    assert is_correct(f"#### {commas}", whole, "gsm8k") and is_correct(f"#### {whole}", commas, "gsm8k")
+    assert not is_correct(f"#### {digits}", other, "gsm8k")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# math: which part of the response is the answer
+
+
+@pytest.mark.parametrize(("response", "answer"), [
+    (r"\boxed{42}", "42"),
+    (r"We get $\boxed{42}$.", "42"),
+    (r"\fbox{42}", "42"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\sqrt{\frac{1}{\sqrt{2}}}} and so on {}", r"\sqrt{\frac{1}{\sqrt{2}}}"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{\left\{\frac{1}{2}, 3\right\}}", r"\left\{\frac{1}{2}, 3\right\}"),
+    (r"\boxed{{{7}}}", "{{7}}"),
+    (r"\boxed{x^{2}+1}}", "x^{2}+1"),
+    (r"First \boxed{1}, then \boxed{2}.", "2"),
+    (r"First \boxed{1}, then \fbox{2}.", "2"),
+    (r"First \fbox{1}, then \boxed{\text{no}}.", r"\text{no}"),
+    (r"\boxed{5}. The answer is 6.", "5"),
+    (r"The answer is 6. \boxed{5}", "5"),
+    (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+    ("\\boxed{1,\n2}", "1,\n2"),
+])
+def test_the_answer_is_the_contents_of_the_last_box(response, answer):
+    """Up to the brace that balances, and whatever stands around the box."""
+    assert extract_answer(response, "math").strip() == answer
+    assert is_correct(response, answer, "math") is True
+
+
+@pytest.mark.parametrize("response", [
+    r"\boxed{5} so \boxed{5",
+    r"\boxed{5} so \boxed{\frac{5}{1}",
+    r"\boxed{5} so \boxed{",
+    r"\boxed{5} so \boxed{}",
+    r"\fbox{5} so \boxed{5",
+    r"\boxed{5} so \fbox{5",
+    r"\boxed{5",
+    r"\boxed{}",
+    r"The answer is 5. \boxed{5",
+    r"\boxed{5 The answer is 5.",
+])
+def test_a_last_box_cut_short_or_empty_is_no_answer(response):
+    """Neither an earlier box nor the sentence counts instead."""
+    assert extract_answer(response, "math") is None
+    assert is_correct(response, "5", "math") is False
+
+
+@pytest.mark.parametrize(("response", "gold"), [
+    ("The answer is 42.", "42"),
+    ("The answer is 42", "42"),
+    ("The answer is $42$.", "42"),
+    ("So the final answer is 3.5. That was to be shown.", "3.5"),
+    (r"The answer is $\frac{1}{2}$.", "0.5"),
+    ("The answer is 7. No, I forgot one, and the answer is 8.", "8"),
+    ("The answer is 3. We had 4 and 5 before.", "3"),
+    ("The answer is (1,2).", "(1,2)"),
+    (r"Hence the answer is $2\sqrt{3}$.", r"\sqrt{12}"),
+    ("The answer is 1,234.", "1234"),
+])
+def test_without_a_box_the_answer_is_what_the_sentence_says(response, gold):
+    """The text after the last "answer is", up to the end of the sentence: a decimal point does not end it."""
+    assert extract_answer(response, "math") is not None
+    assert is_correct(response, gold, "math") is True
+
+
+@pytest.mark.parametrize("response", ["", " ", "42", "It is 42.", "So x = 42.", "42 42 42", "$42$", "#### 42"])
+def test_a_response_that_states_no_answer_has_none(response):
+    """A number somewhere in the text is not an answer to a math problem."""
+    assert extract_answer(response, "math") is None
+    assert is_correct(response, "42", "math") is False
+
+
+def test_the_earlier_of_two_statements_is_not_graded():
+    """Only the last box, or the last sentence, is."""
+    assert not is_correct(r"\boxed{5}, or better \boxed{6}", "5", "math")
+    assert not is_correct("The answer is 5. Sorry, the answer is 6.", "5", "math")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# gsm8k
+
+
+WORKED = "Two days of 617 cups each are 2 * 617 = <<2*617=1234>>1234 cups.\n#### 1,234"
+
+
+@pytest.mark.parametrize(("response", "gold", "expected"), [
+    (r"\boxed{1234}", "1,234", True),
+    (r"\boxed{1,234}", WORKED, True),
+    ("1234 cups", WORKED, True),
+    ("617 cups", WORKED, False),
+    ("The answer is 2.", WORKED, False),
+    (r"\boxed{\$1,234}", "1234", True),
+    (r"\boxed{18 \text{ cups}}", "18", True),
+    (r"\boxed{18.00}", "18", True),
+    ("Some work.\n#### 18", "18", True),
+    ("#### 17\nNo, once more.\n#### 18", "18", True),
+    ("#### 17\nNo, once more.\n#### 18", "17", False),
+    ("The answer is 18.", "18", True),
+    ("The answer is $18.", "18", True),
+    ("The answer is 17. Once more: the answer is 18.", "18", True),
+    ("The answer is 18. It took 3 steps.", "18", True),
+    (r"\boxed{18} #### 19", "18", True),
+    ("#### 18\nThe answer is 19.", "18", True),
+    ("She has 3 + 4 = 7 pens.", "7", True),
+    ("She has 3 + 4 = 7 pens.", "4", False),
+    ("It costs $1,234.50.", "1234.5", True),
+    ("It costs $1,234.50.", "1,234", False),
+    ("They drove 1,234,567 km.", "1234567", True),
+    ("They drove 1,234 km.", "234", False),
+    ("The answer is 2,8,9", "289", False),
+    ("#### -5", "-5", True),
+    ("#### −5", "-5", True),
+    (r"\boxed{—5}", "-5", True),
+    ("#### -5", "5", False),
+    ("#### 5", "-5", False),
+    ("#### 9007199254740992", "9007199254740993", False),
+    ("#### 0.3333333333333333", "0.33333333333333331", False),
+    ("#### 1.234", "1,234", False),
+    ("#### 1234.0", "1,234", True),
+    ("#### 18.", "18", True),
+])
+def test_the_number_of_a_gsm8k_response(response, gold, expected):
+    """In the last box, else after the last ####, else after the last "answer is", else the last one; exact."""
+    assert is_correct(response, gold, "gsm8k") is expected
+
+
+@pytest.mark.parametrize("response", ["", "I do not know.", "infinity", "nan", "####", "The answer is", ",.-", "..."])
+def test_a_gsm8k_response_without_a_number_has_no_answer(response):
+    """Nothing is extracted, and no gold answer is met."""
+    assert extract_answer(response, "gsm8k") is None
+    assert not any(is_correct(response, gold, "gsm8k") for gold in ("0", "1", WORKED))
+
+
+FRAMES = [r"\boxed{{{}}}", "#### {}", "The answer is {}.", "After 7 steps she has {}", r"$12 - 3$, so \boxed{{{}}}. 99",
+          "12 was wrong.\n#### {}"]
+
+
+@given(n=st.integers(-10**12, 10**12) | st.integers(), m=st.integers(-10**12, 10**12), frame=st.sampled_from(FRAMES),
+       commas=st.booleans(), places=st.integers(0, 3), minus=st.sampled_from(MINUS_SIGNS), gold_commas=st.booleans())
+@example(n=2**53, m=2**53 + 1, frame=FRAMES[1], commas=True, places=0, minus="-", gold_commas=False)
+def test_a_gsm8k_number_is_right_exactly_when_it_is_the_gold_number(n, m, frame, commas, places, minus, gold_commas):
+    """In every place where a number can stand, with separators or not, with .00 or not, with any minus sign."""
+    text = f"{abs(n):,}" if commas else str(abs(n))
+    text = (minus if n < 0 else "") + text + (f".{'0' * places}" if places else "")
+    response = frame.format(text)
+    assert extract_answer(response, "gsm8k") is not None
+    for gold in {n, m, n + 1, -n}:
+        digits = f"{gold:,}" if gold_commas else str(gold)
+        assert is_correct(response, digits, "gsm8k") is (gold == n), (response, digits)
+        assert is_correct(response, f"First 3 and then 4.\n#### {digits}", "gsm8k") is (gold == n), (response, digits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# choice
+
+
+@pytest.mark.parametrize(("response", "letter"), [
+    ("The answer is (B)", "B"),
+    ("The answer is (B).", "B"),
+    ("The answer is B.", "B"),
+    ("So the answer is B", "B"),
+    ("The answer is **C**.", "C"),
+    ("**The answer is (C)**", "C"),
+    ("The answer is **(C)**.", "C"),
+    ("Answer: D", "D"),
+    ("Answer: (A)", "A"),
+    ("Answer: A", "A"),
+    ("**Answer: D**", "D"),
+    ("**Answer:** D", "D"),
+    ("Answer: **A**", "A"),
+    (r"\boxed{C}", "C"),
+    (r"Therefore $\boxed{A}$.", "A"),
+    (r"\boxed{b}", "B"),
+    (r"\boxed{a}", "A"),
+    (r"The answer is \boxed{D}.", "D"),
+    ("The answer is b.", "B"),
+    ("The answer is (c)", "C"),
+    ("Answer: d", "D"),
+    ("The answer is A. No: the answer is D.", "D"),
+    ("Answer: A\nI looked again.\nAnswer: C", "C"),
+    (r"\boxed{A}, but a sign was wrong: \boxed{B}", "B"),
+    ("The answer is B, since A is too small.", "B"),
+    ("The answer is (C). Option A is off by one.", "C"),
+    (r"\boxed{B} because C and D are even.", "B"),
+    ("Answer: D\nA and B are negative.", "D"),
+    ("A is too small and D too large. The answer is C.", "C"),
+])
+def test_the_letter_of_the_last_stated_choice(response, letter):
+    """Bold or not, in brackets or not, whatever other letters stand before or after it."""
+    assert extract_answer(response, "choice") == letter
+    assert [is_correct(response, gold, "choice") for gold in "ABCD"] == [gold == letter for gold in "ABCD"]
+
+
+@pytest.mark.parametrize("response", [
+    "", "I do not know.", "Answer", "Answer:", "An Answer", "The answer is", r"\boxed{}",
+    "The answer is A or B.", "The answer is (A) or (B).", "Answer: C or D", r"\boxed{A or B}", r"\boxed{AB}",
+    "The answer is E.", "The answer is (E).", r"\boxed{E}", "Answer: F", r"\boxed{5}", "The answer is 5.",
+    "The answer is a matter of taste.", "The answer is a bit more than that.", "A cat sat on the mat.",
+    "The answer is Because", "The answer is Cabbage.", "Answer: Dogs", r"\boxed{Bad}", "i think b",
+    "option c looks right",
+])
+def test_no_choice_is_read_where_none_is_stated(response):
+    """A hedge, a letter that is no option, a word and the article "a" are no choice."""
+    assert extract_answer(response, "choice") is None
+    assert not any(is_correct(response, gold, "choice") for gold in "ABCD")
+
+
+STATED = ["The answer is ({}).", "The answer is {}.", "The answer is **{}**.", "Answer: {}", "**Answer: {}**",
+          r"\boxed{{{}}}"]
+HEDGED = ["The answer is {} or {}.", "The answer is ({}) or ({}).", "Answer: {} or {}", r"\boxed{{{} or {}}}"]
+
+
+@given(first=st.sampled_from("ABCD"), last=st.sampled_from("ABCD"), frame=st.sampled_from(STATED),
+       after=st.sampled_from(["", "\nOption {} is too small.", "\nIn {} a sign is wrong.", "\nAll because of it."]))
+def test_the_last_choice_counts_whatever_is_said_after_it(first, last, frame, after):
+    """The same statement twice, and a letter mentioned at the end."""
+    response = frame.format(first) + "\nI looked again.\n" + frame.format(last) + after.format(first)
+    assert extract_answer(response, "choice") == last
+
+
+@given(first=st.sampled_from("ABCD"), second=st.sampled_from("ABCD"),
+       frame=st.sampled_from(HEDGED))
+def test_a_hedge_between_two_letters_is_no_choice(first, second, frame):
+    """Either of the two may be right: neither counts."""
+    assume(first != second)
+    assert extract_answer(frame.format(first, second), "choice") is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# expressions: a tree, its LaTeX, its sympy expression and its exact value
+
+
+leaves = st.one_of(
+    st.tuples(st.just("int"), st.integers(1, 12)),
+    st.tuples(st.just("rat"), st.integers(1, 12), st.integers(2, 9)),
+    st.tuples(st.just("sqrt"), st.integers(2, 20)),
+    st.sampled_from([("pi",), ("x",), ("y",), ("x",)]),
+)
+
+
+def _extend(trees):
+    sums = st.tuples(st.sampled_from(["add", "sub"]), leaves, leaves)
+    return st.one_of(
+        st.tuples(st.sampled_from(["add", "sub", "mul", "div", "add", "mul"]), trees, trees),
+        st.tuples(st.just("neg"), trees),
+        st.tuples(st.just("pow"), leaves | sums, st.integers(2, 3)),
+    )
+
+
+small = st.recursive(leaves, _extend, max_leaves=4)
+trees = small | st.tuples(st.sampled_from(["add", "sub", "mul", "div"]), small, small)
+
+
+def to_latex(tree):
+    """LaTeX as one would write it: a product side by side, except that 2 and a fraction would be a mixed number."""
+    return _latex(tree)[0]
+
+
+def _latex(tree):
+    """The LaTeX, and how tightly it binds: 1 a sum or sign, 2 a product or fraction, 3 a power or root, 4 a symbol."""
+    op, *args = tree
+    if op in ("int", "x", "y", "pi"):
+        return {"int": str(args[0]) if args else "", "x": "x", "y": "y", "pi": r"\pi"}[op], 4
+    if op == "rat":
+        return f"\\frac{{{args[0]}}}{{{args[1]}}}", 2
+    if op == "sqrt":
+        return f"\\sqrt{{{args[0]}}}", 3
+    if op == "div":
+        return f"\\frac{{{to_latex(args[0])}}}{{{to_latex(args[1])}}}", 2
+    if op == "pow":
+        return f"{_tight(args[0], 4)}^{{{args[1]}}}", 3
+    if op == "neg":
+        return "-" + _tight(args[0], 2), 1
+    if op == "mul":
+        left, right = _tight(args[0], 2), _tight(args[1], 2)
+        return left + (r" \cdot " if right[0].isdigit() or right.startswith(r"\frac") else " ") + right, 2
+    left, right = to_latex(args[0]), _tight(args[1], 2) if op == "sub" else to_latex(args[1])
+    if right.startswith("-"):
+        right = f"({right})"
+    return f"{left} {'+' if op == 'add' else '-'} {right}", 1
+
+
+def _tight(tree, least):
+    text, binds = _latex(tree)
+    return text if binds >= least else f"\\left({text}\\right)"
+
+
+def to_sympy(tree):
+    op, *args = tree
+    if op in ("x", "y", "pi"):
+        return {"x": sympy.Symbol("x"), "y": sympy.Symbol("y"), "pi": sympy.pi}[op]
+    if op in ("int", "rat"):
+        return sympy.Rational(*args)
+    if op == "sqrt":
+        return sympy.sqrt(args[0])
+    if op == "pow":
+        return to_sympy(args[0]) ** args[1]
+    values = [to_sympy(arg) for arg in args]
+    if op == "neg":
+        return -values[0]
+    a, b = values
+    return {"add": lambda: a + b, "sub": lambda: a - b, "mul": lambda: a * b, "div": lambda: a / b}[op]()
+
+
+ROOTS = (2, 3, 5, 7, 11, 13, 17, 19)
+RING, *GENS = sympy.ring(["x", "y", "pi", *(f"r{p}" for p in ROOTS)], sympy.QQ)
+
+
+def reduced(poly):
+    """The polynomial with each r_p² put to p: 0 exactly when the number or function is 0, pi being transcendental."""
+    result = RING.zero
+    for powers, c in poly.terms():
+        for p, e in zip(ROOTS, powers[3:]):
+            c *= p ** (e // 2)
+        result += RING({(*powers[:3], *(e % 2 for e in powers[3:])): c})
+    return result
+
+
+def to_ratio(tree):
+    """The exact value as numerator and denominator; None where something is divided by zero."""
+    op, *args = tree
+    if op in ("x", "y", "pi"):
+        return GENS[("x", "y", "pi").index(op)], RING.one
+    if op in ("int", "rat"):
+        return RING(args[0]), RING(args[1] if op == "rat" else 1)
+    if op == "sqrt":
+        value = RING.one
+        for p, e in sympy.factorint(args[0]).items():
+            value *= RING(p) ** (e // 2) * GENS[3 + ROOTS.index(p)] ** (e % 2)
+        return value, RING.one
+    values = [to_ratio(arg) for arg in args if isinstance(arg, tuple)]
+    if None in values:
+        return None
+    a, b = values[0]
+    if op == "pow":
+        return reduced(a ** args[1]), reduced(b ** args[1])
+    if op == "neg":
+        return -a, b
+    c, d = values[1]
+    if op == "div":
+        return (reduced(a * d), reduced(b * c)) if reduced(c) != 0 else None
+    return reduced(a * c if op == "mul" else a * d + b * c if op == "add" else a * d - b * c), reduced(b * d)
+
+
+def equal_trees(first, second):
+    (a, b), (c, d) = to_ratio(first), to_ratio(second)
+    return reduced(a * d - b * c) == 0
+
+
+def printed(e):
+    """A sympy expression of this grammar as LaTeX."""
+    num, den = sympy.fraction(e)
+    if den != 1:
+        return f"\\frac{{{printed(num)}}}{{{printed(den)}}}"
+    if e.is_Add:
+        terms = [printed(term) for term in e.args]
+        return terms[0] + "".join(term if term.startswith("-") else "+" + term for term in terms[1:])
+    if e.is_Mul and e.as_coeff_Mul()[0] < 0:
+        return f"-({printed(-e)})" if (-e).is_Add else f"-{printed(-e)}"
+    if e.is_Mul:
+        texts = [f"({printed(f)})" if f.is_Add else printed(f) for f in e.as_ordered_factors()]
+        return functools.reduce(lambda a, b: a + (r" \cdot " if b[0].isdigit() else " ") + b, texts)
+    if e.is_Pow and e.exp == sympy.Rational(1, 2):
+        return f"\\sqrt{{{printed(e.base)}}}"
+    if e.is_Pow:
+        base = printed(e.base)
+        return f"{base if e.base.is_Symbol or e.base == sympy.pi else f'({base})'}^{{{e.exp}}}"
+    return {sympy.pi: r"\pi"}.get(e, str(e))
+
+
+@st.composite
+def rewritten(draw, tree):
+    """Another tree of the same value: operands exchanged, a product multiplied out, a square as a product."""
+    op, *args = tree
+    args = [draw(rewritten(arg)) if isinstance(arg, tuple) else arg for arg in args]
+    a, b = (*args, None, None)[:2]
+    ways = [(op, *args)] * 2
+    if op in ("add", "mul"):
+        ways += [(op, b, a)]
+    if op == "mul" and b[0] in ("add", "sub"):
+        ways += [(b[0], ("mul", a, b[1]), ("mul", a, b[2]))] * 2
+    if op == "sub":
+        ways += [("add", ("neg", b), a), ("neg", ("sub", b, a))]
+    if op == "div":
+        ways += [("mul", a, ("div", ("int", 1), b)), ("div", ("mul", a, ("int", 3)), ("mul", ("int", 3), b))]
+    if op == "pow":
+        ways += [("mul", a, a if b == 2 else ("pow", a, 2))]
+    if op == "sqrt":
+        ways += [("div", ("sqrt", 4 * a), ("int", 2)), ("div", ("int", a), ("sqrt", a))]
+    if op == "int" and a > 1:
+        ways += [("add", ("int", a - 1), ("int", 1))]
+    return draw(st.sampled_from(ways))
+
+
+@st.composite
+def perturbed(draw, tree):
+    """The same tree with one operation or one leaf changed; it may still have the same value."""
+    op, *args = tree
+    inner = [i for i, arg in enumerate(args) if isinstance(arg, tuple)]
+    if inner and draw(st.integers(0, 3)):
+        i = draw(st.sampled_from(inner))
+        args[i] = draw(perturbed(args[i]))
+        return (op, *args)
+    if len(inner) == 2:
+        return (draw(st.sampled_from([name for name in ("add", "sub", "mul", "div") if name != op])), *args)
+    if op == "pow":
+        return (op, args[0], 5 - args[1])
+    return draw(leaves) if op != "neg" else args[0]
+
+
+@settings(max_examples=300)
+@given(tree=trees, data=st.data())
+def test_the_grader_agrees_with_exact_algebra_on_rewritten_and_changed_expressions(tree, data):
+    """Equal or not is worked out in sympy's polynomial ring over the rationals, each root and pi an indeterminate."""
+    assume(to_ratio(tree) is not None)
+    assert same(to_latex(tree), to_latex(tree)) is True
+    assert same(to_latex(tree), to_latex(data.draw(rewritten(tree)))) is True
+    other = data.draw(perturbed(tree) | trees)
+    assume(to_ratio(other) is not None)
+    assert same(to_latex(tree), to_latex(other)) is equal_trees(tree, other)
+
+
+@settings(max_examples=150)
+@given(tree=trees, transform=st.sampled_from([sympy.expand, sympy.together, sympy.factor, sympy.sympify]), other=trees)
+def test_the_grader_agrees_with_sympy_on_transformed_expressions(tree, transform, other):
+    """What expand, together and factor make of an expression is equal to it, and to another one only if that is."""
+    assume(to_ratio(tree) is not None and to_ratio(other) is not None)
+    text = printed(transform(to_sympy(tree)))
+    assume(len(text) < 300)
+    assert same(to_latex(tree), text) is True
+    assert same(to_latex(other), text) is equal_trees(tree, other)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# equality is reflexive, symmetric, exact and blind to formatting
+
+
+numbers = st.fractions(-99, 99, max_denominator=60)
+
+
+def fraction(q, command=r"\frac"):
+    text = str(abs(q.numerator)) if q.denominator == 1 else f"{command}{{{abs(q.numerator)}}}{{{q.denominator}}}"
+    return "-" * (q < 0) + text
+
+
+entries = numbers.map(fraction) | trees.map(to_latex)
+words = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ", min_size=1).filter(str.strip)
+rows = st.integers(1, 3).flatmap(lambda n: st.lists(st.lists(entries, min_size=n, max_size=n), min_size=1, max_size=3))
+brackets = st.sampled_from(["()", "[]", "(]", "[)", ("\\{", "\\}"), ("\\left(", "\\right)"), ("", "")])
+answers = st.one_of(
+    entries,
+    st.builds(lambda ends, items: ends[0] + ", ".join(items) + ends[1], brackets,
+              st.lists(entries, min_size=2, max_size=3)),
+    rows.map(lambda m: "\\begin{pmatrix}" + r" \\ ".join(" & ".join(row) for row in m) + "\\end{pmatrix}"),
+    words.map("\\text{{{}}}".format),
+    st.builds("{} \\pm {}".format, st.integers(1, 9), entries),
+    st.builds("{}\\frac{{{}}}{{{}}}".format, st.integers(-9, 9).filter(bool), st.integers(1, 4), st.integers(5, 9)),
+    st.builds("{}_{{{}}}".format, st.integers(0, 10**6), st.integers(2, 16)),
+    st.builds("{}{}".format, st.integers(0, 999), st.sampled_from([" cm", r"\text{ m}", r"\%", "%", r"^\circ"])),
+)
+
+
+@settings(max_examples=150)
+@given(first=answers, second=answers)
+@example(first="10%", second="10")
+@example(first=r"\frac{x}{0}", second=r"\frac{0}{0}")
+def test_equality_is_reflexive_and_symmetric(first, second):
+    """Each answer is right when it is the gold answer, and which of two answers is the gold one makes no difference."""
+    assert same(first, first) is True and same(second, second) is True
+    same(first, second)
+
+
+@settings(max_examples=100)
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="{}\\")).filter(lambda s: any(map(str.isalnum, s))))
+def test_any_text_equals_itself(text):
+    """What the grader cannot read it compares as a string."""
+    assert is_correct(boxed(text), text, "math") is True
+
+
+@settings(max_examples=150)
+@given(p=numbers, q=numbers, digits=st.integers(3, 40))
+@example(p=Fraction(1, 3), q=Fraction(2, 3), digits=16)
+def test_a_rational_equals_no_other_rational(p, q, digits):
+    """Neither one drawn at random, nor the decimal that rounds it, nor one that differs in the last of many digits."""
+    assert same(fraction(p), fraction(q)) is (p == q)
+    scaled = round(p * 10**digits)
+    decimal = f"{'-' * (scaled < 0)}{abs(scaled) // 10**digits}.{abs(scaled) % 10**digits:0{digits}d}"
+    assert same(fraction(p), decimal) is (p == Fraction(scaled, 10**digits))
+    assert same(fraction(p), fraction(p + Fraction(1, 10**digits))) is False
+    n = 10**digits + p.numerator
+    assert same(str(n), str(n + 1)) is False and same(f"{n:,}", str(n)) is True
+
+
+def _rational(q):
+    """Ways to write a rational: each fraction command, a slash, larger terms, the sign, the decimal if it ends."""
+    a, b, sign = abs(q.numerator), q.denominator, "-" * (q < 0)
+    ways = [fraction(q, command) for command in (r"\frac", r"\dfrac", r"\tfrac")]
+    ways += [f"{sign}{a}/{b}", f"{sign}\\frac{{{3 * a}}}{{{3 * b}}}", f"\\frac{{{sign}{a}}}{{{b}}}"]
+    if a < 10 and b < 10:
+        ways += [f"{sign}\\frac{a}{b}", f"{sign}\\frac{{{a}}}{b}", f"{sign}\\frac{a}{{{b}}}"]
+    if a > b > 1:
+        ways += [f"{sign}{a // b}\\frac{{{a % b}}}{{{b}}}"]
+    if 10**6 % b == 0:
+        ways += [f"{sign}{a // b}.{a % b * 10**6 // b:06d}"]
+    return ways
+
+
+def _integer(n):
+    """Ways to write a whole number with thousands separators and without."""
+    return [str(n), f"{n:,}", f"{n:,}".replace(",", "{,}"), f"{n:,}".replace(",", r",\!"), f"{n}.0", f"{n:,}.00"]
+
+
+def _radical(ab):
+    """Ways to write a·√b."""
+    a, b = ab
+    return [f"{a}\\sqrt{{{b}}}", f"{a} \\sqrt{{{b}}}", f"{a}\\cdot\\sqrt{{{b}}}", f"\\sqrt{{{a * a * b}}}",
+            f"\\frac{{{a * b}}}{{\\sqrt{{{b}}}}}", f"\\dfrac{{{2 * a}\\sqrt{{{b}}}}}{{2}}", f"\\sqrt{{{b}}}\\cdot {a}"]
+
+
+def _polynomial(abc):
+    """Ways to write a·z² + b·z + c, all positive."""
+    a, b, c = abc
+    return [f"{a}z^2+{b}z+{c}", f"{c} + {b}z + {a}z^{{2}}", f"{b}\\,z+{c}+{a}\\,z^2", f"z\\left({a}z+{b}\\right)+{c}",
+            f"z({a}z+{b})+{c}", f"{a}\\cdot z^2+{b}\\cdot z+{c}", f"\\frac{{{2 * a}z^2+{2 * b}z+{2 * c}}}{{2}}"]
+
+
+def _pair(pq):
+    """Ways to write an ordered pair."""
+    p, q = map(fraction, pq)
+    return [f"({p},{q})", f"({p}, {q})", f"\\left({p},{q}\\right)", f"\\left( {p},\\, {q} \\right)", f"\\!({p},\\;{q})"]
+
+
+DRESSINGS = ["{}", " {} ", r"\,{}", r"{}\,", r"\!{}", "x={}", "x = {}", r"\; {} \;", r"{}\ "]
+OUTER = ["{}", "${}$", "{}.", "${}$.", "${}.$", " {}"]
+written = st.one_of(
+    numbers.map(_rational),
+    st.integers(0, 10**12).map(_integer),
+    st.tuples(st.integers(2, 30), st.sampled_from([2, 3, 5, 6, 7, 10, 11])).map(_radical),
+    st.tuples(st.integers(2, 30), st.integers(2, 30), st.integers(1, 30)).map(_polynomial),
+    st.tuples(numbers, numbers).map(_pair),
+)
+
+
+@settings(max_examples=200)
+@given(ways=written, data=st.data())
+def test_the_way_an_answer_is_written_makes_no_difference(ways, data):
+    """Commands, spaces, \\left and \\right, thousands, x =, dollar signs and a full stop, on either side."""
+    plain = data.draw(st.sampled_from(ways))
+    text = data.draw(st.sampled_from(DRESSINGS)).format(data.draw(st.sampled_from(ways)))
+    text = data.draw(st.sampled_from(OUTER)).format(text)
+    assert same(text, plain) is True
+
+
+@given(ways=written, others=written, data=st.data())
+def test_no_way_of_writing_turns_one_answer_into_another(ways, others, data):
+    """Two different values, the first way to write each being the shortest."""
+    assume(ways[0] != others[0])
+    dress = data.draw(st.sampled_from(DRESSINGS))
+    assert same(dress.format(data.draw(st.sampled_from(ways))), data.draw(st.sampled_from(others))) is False
+
+
+@given(q=numbers, minus=st.sampled_from(MINUS_SIGNS))
+def test_every_minus_sign_is_a_minus_sign(q, minus):
+    """The hyphen, the minus, both dashes and the wide and the small hyphen, before a number and inside a pair."""
+    q = -abs(q)
+    assume(q != 0)
+    text = fraction(q).replace("-", minus)
+    assert same(text, fraction(q)) is True and same(text, fraction(-q)) is False
+    assert same(f"(1,{text})", f"(1,{fraction(q)})") is True and same(f"x{text}", f"x-{fraction(-q)}") is True
+
+
+@given(items=st.lists(numbers, min_size=2, max_size=6, unique=True), data=st.data())
+def test_lists_and_sets_have_no_order_and_tuples_have_one(items, data):
+    """A permutation is the same list and the same set, and another tuple; one element more or changed is wrong."""
+    order = data.draw(st.permutations(items))
+    plain, other, changed, longer = (", ".join(map(fraction, values)) for values in [
+        items, order, [*items[:-1], items[-1] + Fraction(1, 97)], [*items, Fraction(1, 97)]])
+    for left, right, ordered in [("", "", False), (r"\{", r"\}", False), ("(", ")", True), ("[", "]", True)]:
+        gold = left + plain + right
+        assert same(left + other + right, gold) is (not ordered or order == items)
+        assert same(left + changed + right, gold) is False and same(left + longer + right, gold) is False
+
+
+@given(m=st.integers(1, 3), n=st.integers(1, 3), data=st.data())
+def test_a_matrix_is_its_entries_in_their_places(m, n, data):
+    """The kind of bracket does not count; a transposed, reshaped, shortened or changed matrix is another one."""
+    cells = data.draw(st.lists(numbers, min_size=m * n, max_size=m * n, unique=True))
+    table = [cells[i * n:(i + 1) * n] for i in range(m)]
+
+    def write(rows, name="pmatrix", line=r" \\ "):
+        return f"\\begin{{{name}}} {line.join(' & '.join(map(fraction, row)) for row in rows)} \\end{{{name}}}"
+
+    assert same(write(table), write(table, "bmatrix", r"\\")) is True
+    others = [[list(column) for column in zip(*table)], [cells], [[cell] for cell in cells], table[::-1],
+              [row[::-1] for row in table], [*table, table[0]], [[*row, row[0]] for row in table],
+              [*table[:-1], [*table[-1][:-1], cells[-1] + 200]]]
+    for other in others:
+        assert same(write(table), write(other)) is (other == table)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# boxes in any text
+
+
+plain_text = st.text("abcxyz0123456789+-=,.() \n", max_size=20)
+contents = st.recursive(plain_text, lambda inner: st.tuples(plain_text, inner, plain_text).map(
+    lambda parts: "{}{{{}}}{}".format(*parts)), max_leaves=6).filter(lambda s: any(map(str.isalnum, s)))
+
+
+@given(before=contents, inner=contents, after=contents, box=st.sampled_from(["boxed", "fbox"]), data=st.data())
+def test_a_box_is_read_whole_or_not_at_all(before, inner, after, box, data):
+    """The contents come back with all their braces; the same box cut anywhere gives nothing."""
+    start = f"{before} \\boxed{{{inner}}} {before} "
+    last = f"\\{box}{{{inner}}}"
+    assert extract_answer(f"{start}{last} {after}", "math").strip() == inner.strip()
+    cut = data.draw(st.integers(len(box) + 2, len(last) - 1))
+    assert extract_answer(start + last[:cut], "math") is None
+    assert is_correct(start + last[:cut], inner, "math") is False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# any text at all
+
+
+FRAGMENTS = [
+    r"\boxed{", r"\fbox{", r"\boxed", "{", "}", r"\{", r"\}", r"\frac", r"\frac{", r"\dfrac12", r"\sqrt", r"\sqrt[",
+    "[", "]", "(", ")", r"\left(", r"\right)", r"\left", r"\right", r"\left.", "^", "_", "^{", "_{",
+    r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{", "&", r"\\", "\\", r"\text{", r"\text", r"\mathrm{", r"\pi",
+    r"\pm", r"\infty", r"\cup", r"\circ", r"^\circ", r"\%", "%", r"\$", "$", "°", "####", "answer is",
+    "The answer is ", "Answer:", "**", "A", "B or C", "(D)", " a ", "E", "x", "y", "e", "i", "I", "x=", "=", "<", "+",
+    *MINUS_SIGNS, "*", "/", r"\cdot", r"\times", "!", ",", ";", ":", ".", "..", "0", "1", "7", "12", "1,234", "1,23",
+    "0.", ".5", "0.333", "1e9999", "nan", "inf", "0x10", "1_000", "9^9^9^9", "9^{9^{9^{9}}}", "0^{-1}", "0^0",
+    r"\frac{1}{0}", r"\frac00", "cm", "ft", "²", "٣", "½", "π", "√", "∞", "±", "×", "Ⅷ", "\u0660", "\ud800", "\x00",
+    "\u00a0", "\u200b", "\u2028", "\u0301", "ß", "İ", "\n", "\t", " ", r"\,", r"\!", r"\ ", "'", '"', "#", "~", "|",
+    "__import__('os')", "%s", "{0}",
+]
+fragments = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
+any_text = st.text(st.characters(codec=None), max_size=60) | fragments
+
+
+def check(response, gold):
+    for kind in KINDS:
+        answer, verdict = extract_answer(response, kind), is_correct(response, gold, kind)
+        assert answer is None or type(answer) is str
+        assert type(verdict) is bool
+        assert answer is not None or verdict is False
+        assert kind != "choice" or answer in (None, *"ABCD")
+
+
+@settings(max_examples=400)
+@given(response=any_text, gold=any_text)
+def test_no_text_raises(response, gold):
+    """Any response and any gold answer, surrogates and zero bytes too, give a string or None, and a bool."""
+    check(response, gold)
+
+
+@settings(max_examples=400)
+@given(answer=fragments, gold=fragments,
+       frame=st.sampled_from([r"\boxed{{{}}}", "The answer is {}", "#### {}", "Answer: {}"]))
+def test_no_stated_answer_raises(answer, gold, frame):
+    """The same for a text that stands where the answer is looked for."""
+    check(frame.format(answer), gold)
+    check(frame.format(answer), answer)
+
+
+@settings(max_examples=300)
+@given(items=st.lists(st.sampled_from([f for f in FRAGMENTS if not set(f) & set("{}\\")]), min_size=1, max_size=8))
+def test_any_string_of_fragments_equals_itself(items):
+    """Even where it means nothing."""
+    text = "".join(items)
+    assume(any(c.isalnum() for c in text))
+    assert is_correct(boxed(text), text, "math") is True
+
+
+@pytest.mark.parametrize("payload", [
+    "__import__('os').mkdir({path!r})", "open({path!r}, 'w')", "__import__('pathlib').Path({path!r}).touch()",
+    "exec(\"open({path!r}, 'w')\")",
+    "[open({path!r}, 'w') for _ in (1,)]", "(lambda: open({path!r}, 'w'))()", "sympify(\"open({path!r}, 'w')\")",
+])
+def test_no_text_is_run(payload, tmp_path, monkeypatch):
+    """Nothing calls eval, exec or compile, no file appears, and the grader works where sympy cannot be imported."""
+    calls = []
+
+    def refuse(*args, **kwargs):
+        calls.append(args)
+        raise RuntimeError("text was run as a program")
+
+    assert same("0.25", r"\frac14") is True
+    monkeypatch.setitem(sys.modules, "sympy", None)
+    for name in ("eval", "exec", "compile"):
+        monkeypatch.setattr(builtins, name, refuse)
+    text = payload.replace("{path!r}", repr(str(tmp_path / "ran")))
+    for kind in KINDS:
+        for response in (text, boxed(text), f"The answer is {text}", f"#### {text}", boxed(f"{text}+1"), boxed("5")):
+            for gold in (text, "5"):
+                assert type(is_correct(response, gold, kind)) is bool
+    assert not calls and not (tmp_path / "ran").exists()
+    assert same("0.5", r"\frac12") is True and same("(x+1)^2", "x^2+2x+1") is True
+    assert not hasattr(eval_pass1, "sympy")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# time
+
+
+def timed(response, gold, kind):
+    """The verdict in at most LIMIT seconds of this process, in the best of three tries; the machine may be busy."""
+    for _ in range(3):
+        start = time.process_time()
+        verdict = is_correct(response, gold, kind)
+        spent = time.process_time() - start
+        if spent <= LIMIT:
+            break
+    assert spent <= LIMIT, f"{kind}: {spent:.2f} s for {response[:40]!r}... against {gold[:40]!r}"
+    assert type(verdict) is bool
+    return verdict
+
+
+REPEATED = [
+    r"\boxed{", r"\boxed{}", r"\boxed{1} ", r"\boxed", "{", r"\{", "answer is", "the answer is 1. ", "Answer: A or ",
+    "(A) ", "a ", "####", "#### 1", "7", "1+", "x+", "xy", "1,", "1,234,", ".", "(", "((1,2),", r"\left(", r"\frac{",
+    r"\frac", r"\frac{1}{", r"\sqrt", r"\sqrt[3]{", "9^", "9^{", "(x+1)", "1/", "x=", ",", " ", "\n", "\\", r"\\",
+    r"\,", "$", "%", "**", "-", "−", r"\pm1", r"\text{", r"\text{a}", r"\begin{pmatrix}", r"1&2\\", "cm ", "word ", "é",
+    "½", "\x00",
+]
+GOLD = {"math": r"\frac{x+1}{2}", "gsm8k": "1,234", "choice": "B"}
+
+
+@pytest.mark.parametrize("fragment", REPEATED)
+def test_a_megabyte_of_one_fragment_is_graded_in_time(fragment):
+    """Bare, in a box, in a box that stays open and after each marker, for every kind."""
+    text = (fragment * (BIG // len(fragment)))[:BIG - 20]
+    frames = {"math": ["{}", r"\boxed{{{}}}", "answer is {}"], "gsm8k": ["{}", "#### {}"],
+              "choice": ["{}", r"\boxed{{{}}}"]}
+    for kind in KINDS:
+        for frame in frames[kind]:
+            timed(frame.format(text), GOLD[kind], kind)
+
+
+def nest(left, core, right, size=BIG - 20):
+    depth = (size - len(core)) // (len(left) + len(right))
+    return left * depth + core + right * depth
+
+
+@pytest.mark.parametrize("response", [
+    pytest.param(nest(r"\boxed{", "5", "}"), id="boxes in boxes"),
+    pytest.param(r"\boxed{" + nest("{", "5", "}") + "}", id="braces"),
+    pytest.param(r"\boxed{" + nest("(", "5", ")") + "}", id="brackets"),
+    pytest.param(r"\boxed{" + nest(r"\left(", "5", r"\right)") + "}", id="left and right"),
+    pytest.param(r"\boxed{" + nest(r"\frac{1}{", "5", "}") + "}", id="fractions"),
+    pytest.param(r"\boxed{" + nest(r"\sqrt{", "5", "}") + "}", id="roots"),
+    pytest.param(r"\boxed{" + nest("9^{", "5", "}") + "}", id="powers"),
+    pytest.param(r"\boxed{" + nest(r"\text{", "5", "}") + "}", id="words"),
+    pytest.param(r"\boxed{" + nest(r"\begin{pmatrix}", "5", r"\end{pmatrix}") + "}", id="matrices"),
+    pytest.param(r"\boxed{" + nest(r"\{", "5", r"\}") + "}", id="sets"),
+    pytest.param(r"\boxed{" + "-" * (BIG - 20) + "5}", id="signs"),
+    pytest.param(r"\boxed{5}" + " " * (BIG - 20), id="space after the box"),
+    pytest.param(r"\boxed{" + " " * (BIG - 20) + "5}", id="space in the box"),
+    pytest.param("The answer is" + " " * (BIG - 30) + "5.", id="space after the marker"),
+    pytest.param("x" * (BIG - 30) + r" \boxed{5}", id="letters before the box"),
+    pytest.param(r"\boxed{\frac{" + "7" * 400_000 + "}{" + "3" * 400_000 + "}}", id="a long fraction"),
+    pytest.param(r"\boxed{0." + "3" * (BIG - 30) + "}", id="a long decimal"),
+    pytest.param(r"\boxed{\sqrt{" + "7" * (BIG - 30) + "}}", id="the root of a long number"),
+    pytest.param(r"\boxed{2^{" + "7" * (BIG - 30) + "}}", id="a long exponent"),
+    pytest.param(r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(90_000)) + "}", id="a long polynomial"),
+    pytest.param(r"\boxed{" + ",".join(str(i) for i in range(10, 140_000, 2)) + "}", id="a long list"),
+])
+def test_a_megabyte_of_one_structure_is_graded_in_time(response):
+    """Balanced nesting and long numbers, sums and lists."""
+    assert len(response) <= BIG
+    for kind in KINDS:
+        timed(response, GOLD[kind], kind)
+
+
+N60 = int(sympy.nextprime(10**30)) * int(sympy.nextprime(3 * 10**30))
+BOMBS = {
+    "tower": "9^{9^{9^9}}",
+    "tower of slashes": "9^{9^{9^{9^{9^{9^{9}}}}}}/9^{9^{9^{9}}}",
+    "bare tower": "9^9^9^9^9^9",
+    "huge power": "2^{99999999999}",
+    "huge negative power": "2^{-99999999999}",
+    "huge power of a variable": "x^{10^{100}}",
+    "powers of powers": "((((((((((9^9)^9)^9)^9)^9)^9)^9)^9)^9)^9)",
+    "binomial": "(x+1)^{10000}",
+    "trinomial": "(x+y+z)^{50}",
+    "trinomial of powers": "((x+y+z)^{9})^{9}",
+    "many variables": "(" + "+".join("abcdfghjklmnpqrstuvwxyz") + ")^{8}",
+    "many factors": "".join(f"(x+{i})" for i in range(1, 300)),
+    "many factors in many variables": "".join(f"({v}+{i})" for i in range(1, 6) for v in "abcdmnpqrstuvwxyz"),
+    "sum of fractions": "+".join(f"\\frac{{1}}{{x+{i}}}" for i in range(1, 100)),
+    "sum of rationals": "+".join(f"\\frac{{1}}{{{i}}}" for i in range(1, 1000)),
+    "nested roots": r"\sqrt{" * 100 + "2" + "}" * 100,
+    "nested sums of roots": r"\sqrt{2+" * 100 + "2" + "}" * 100,
+    "nested fractions": r"\frac{1}{" * 200 + "2" + "}" * 200,
+    "continued fraction": r"1+\frac{1}{" * 200 + "x" + "}" * 200,
+    "nested numerators": r"\frac{" * 200 + "x" + "}{x+1}" * 200,
+    "nested brackets": "(" * 500 + "x" + ")" * 500,
+    "many roots": "+".join(f"\\sqrt{{{p}}}" for p in sympy.primerange(2, 1000)),
+    "power of a sum of roots": r"(\sqrt2+\sqrt3+\sqrt5+\sqrt7+\sqrt{11}+\sqrt{13}+\sqrt{17}+\sqrt{19})^{40}",
+    "fraction of sums of roots": r"\frac{1}{" + "+".join(f"\\sqrt{{{p}}}" for p in sympy.primerange(2, 60)) + "}",
+    "root of a product of two primes": f"\\sqrt{{{N60}}}",
+    "root of a long number": r"\sqrt{" + "7" * 5000 + "}",
+    "huge root": r"\sqrt[999999999]{2}",
+    "root of a power": r"\sqrt{2^{99999999}}",
+    "list": ",".join(str(i) for i in range(10, 3010)),
+    "list of fractions": ", ".join(f"\\frac{{{i}}}{{7}}" for i in range(3000)),
+    "list of polynomials": ", ".join(f"x+{i}" for i in range(3000)),
+    "list of pairs": ", ".join(f"({i},x)" for i in range(3000)),
+    "set": r"\{" + ", ".join(f"\\sqrt{{{i}}}" for i in range(2, 3000)) + r"\}",
+    "plus or minus": "1" + r"\pm1" * 40,
+    "list of plus or minus": ", ".join([r"1\pm\sqrt{2}"] * 500),
+    "matrix": r"\begin{pmatrix}" + r"\\".join("&".join(["x+1"] * 60) for _ in range(60)) + r"\end{pmatrix}",
+    "nested tuples": "(1," * 300 + "2" + ")" * 300,
+    "nested sets": r"\{1," * 300 + "2" + r"\}" * 300,
+    "base": "1011_{9^{9^{9}}}",
+    "factorials": "9!!!!!!!!!!!!",
+    "digits": "7" * 5000,
+    "decimals": "0." + "7" * 5000,
+    "long power": "7" * 2000 + "^{" + "7" * 20 + "}",
+    "product of long numbers": r"\cdot".join(["7" * 500] * 50),
+    "division by zero": r"\frac{1}{0}+" * 100 + "1",
+    "signs": "-" * 2001 + "1",
+}
+NAMES = list(BOMBS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_short_bomb_is_graded_in_time(name):
+    """As the answer, as the gold answer and as both: with itself, itself plus one, a polynomial and the next bomb."""
+    bomb = BOMBS[name]
+    follower = BOMBS[NAMES[(NAMES.index(name) + 1) % len(NAMES)]]
+    assert timed(boxed(bomb), bomb, "math") is True
+    for other in ("x+1", f"{bomb}+1", follower):
+        timed(boxed(bomb), other, "math")
+        timed(boxed(other), bomb, "math")
+    for kind in ("gsm8k", "choice"):
+        timed(boxed(bomb), bomb, kind)
+
+
+@pytest.mark.parametrize(("answer", "gold"), [
+    ("9^{9^{9^9}}", "9^{9^9}"), ("2^{99999999999}", "2^{99999999998}"), ("(x+1)^{10000}", "(x+2)^{10000}"),
+    ("9^{9^{9^9}}", "0"), ("(x+1)^{10000}", "x^{10000}+1"), ("x^{10^{100}}", "x"),
+    (BOMBS["list"], BOMBS["list"] + ",3010"), ("2^{-99999999999}", "0"),
+    (BOMBS["many roots"], BOMBS["many roots"] + "+1"), (BOMBS["nested roots"], "1"),
+    (BOMBS["matrix"], BOMBS["matrix"].replace("1", "2")),
+    (BOMBS["list of polynomials"], BOMBS["list of polynomials"][:-1] + "8"),
+])
+def test_a_bomb_equals_no_other(answer, gold):
+    """What is too large to work out is still not equal to something else."""
+    assert timed(boxed(answer), gold, "math") is False and timed(boxed(gold), answer, "math") is False
+
+
+@pytest.mark.parametrize("item", ["{}", "x+{}", "({},x)", r"\sqrt{{{}}}", r"\frac{{{}}}{{7}}"])
+def test_a_long_list_in_another_order_is_graded_in_time(item):
+    """3,000 elements, backwards, and with one of them changed."""
+    items = [item.format(i) for i in range(1001, 4001)]
+    gold = ", ".join(items)
+    timed(boxed(", ".join(items[::-1])), gold, "math")
+    assert timed(boxed(", ".join([*items[:0:-1], item.format(9999)])), gold, "math") is False

@@ -194,6 +194,7 @@ def test_the_order_of_options_is_everyones_and_spreads_the_letter(tmp_path):
     again = load_problems(choice_file(tmp_path / "b.csv", *random.Random(0).sample(rows, 500)))
     order = {p["question"]: p["options"] for p in first}
     assert all(order[p["question"]] == p["options"] for p in again)
+    assert all(p["options"]["ABCD".index(p["answer"])] == "right" for p in first)
     counts = Counter(p["answer"] for p in first)
     assert sum((counts[letter] - 500) ** 2 / 500 for letter in "ABCD") < 16.3  # chi-squared, 3 degrees, p = 0.001
     assert len({tuple(p["options"]) for p in first}) == 24
@@ -272,7 +273,8 @@ def test_options_are_written_as_the_protocol_has_them(kind):
 def test_worked_examples_are_the_first_that_are_not_under_test(tmp_path, capsys):
     """A problem under test never stands in the prompt, not with other blanks either; too few examples is an error."""
     tests = [dict(problem="one  plus one?", solution="\\boxed{2}"), dict(problem="two?", solution="\\boxed{2}")]
-    shots = [dict(problem="one plus\none?", solution="leak"), dict(problem="two?", solution="leak"),
+    leak = "a \\boxed{leak}"
+    shots = [dict(problem="one plus\none?", solution=leak), dict(problem="two?", solution=leak),
              *(dict(problem=f"shot {i}", solution=f"so \\boxed{{{i}}}") for i in range(3))]
     data, pool = write_rows(tmp_path / "t.jsonl", *tests), write_rows(tmp_path / "pool.jsonl", *shots)
     flags = ["--data", data, "--adapter", "none", "--max-new-tokens", 4, "--few-shot-from", pool]
@@ -292,7 +294,8 @@ TULU = ("{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|us
         "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}")
 CHATML = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
           "Be brief.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-          "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+          "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+          ).replace("}{%", "}\n    {%")  # blocks on lines of their own leave no blanks
 SPECIAL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -353,9 +356,11 @@ def test_a_folder_without_a_template_is_told_by_its_special_tokens(tmp_path):
     assert load_chat(ROOT / "data/base", load_tokenizer(ROOT / "data/base")) is None
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system') }}", "{{ messages.nope.nope }}"])
-def test_a_template_that_fails_says_so(tmp_path, template):
-    with pytest.raises(ValueError, match="chat template"):
+@pytest.mark.parametrize("template, word", [
+    ("{% for %}", "is not Jinja"), ("{{ raise_exception('no system') }}", "no system"),
+    ("{{ messages.no.no }}", "refuses")])
+def test_a_template_that_fails_says_so(tmp_path, template, word):
+    with pytest.raises(ValueError, match=word):
         chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
         chat(MESSAGES)
 
@@ -569,7 +574,8 @@ BAD = "bad.jsonl"
     (["--base", "absent"], "absent"), (["--adapter", "absent"], "absent"), (["--data", "absent"], "absent"),
     (["--limit", "0"], "--limit"), (["--limit", "x"], "--limit"), (["--max-new-tokens", "0"], "--max-new-tokens"),
     (["--batch-size", "0"], "--batch-size"), (["--batch-size", "many"], "--batch-size"),
-    (["--samples", "0"], "--samples"), (["--samples", "2"], "--temperature"), (["--temperature", "-1"], "--temperature"),
+    (["--samples", "0"], "--samples"), (["--samples", "2"], "--temperature"),
+    (["--temperature", "-1"], "--temperature"),
     (["--temperature", "nan"], "--temperature"), (["--top-p", "0"], "--top-p"), (["--k", "2"], "--k"),
     (["--few-shot", "-1"], "--few-shot"), (["--prompt", "nope"], "--help-prompts"),
     (["--prompt", "minerva", "--data", str(EQUATIONS / "test.jsonl")], "--few-shot"),

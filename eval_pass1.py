@@ -100,7 +100,7 @@ LONGEST = 10_000  # characters of an answer that are read as mathematics; a long
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s{0,9}")
 ANSWER_IS = re.compile(r"answer(?:\s{1,9}is\b|[*_]{0,2}\s{0,9}:)", re.IGNORECASE)
 # A minus after a digit or a letter is a subtraction; a comma separates thousands only before three digits.
-NUMBER = re.compile(r"(?:(?<![\w)])[-−–—‐‑‒―－﹣]\s?)?(?:\\?\$\s?)?"
+NUMBER = re.compile(r"(?:(?<![\w)])[-−–—‐‑‒―－﹣]|(?<==\s)[-−–—]\s)?(?:\\?\$)?"
                     r"(?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+|/[0-9]+)?|\.[0-9]+")
 
 
@@ -122,11 +122,11 @@ def last_box(text: str) -> str | None:
 
 def stated(text: str) -> str:
     """The answer that follows "the answer is": a displayed formula, or what stands before the end of the sentence."""
-    text = text[:LONGEST].lstrip(" \t\r\n:*_")
-    sentence = re.split(r"[.](?=\s|[$*]*$|[$*]+\s)|\n|,? (?:because|since|which|where|as) ", text, maxsplit=1)[0]
+    text = text[:LONGEST].lstrip(" \t\r\n:*_`")
+    sentence = re.split(r"[.](?=\s|[$*]*$|[$*]+\s)|\n|,? (?:because|since|which|where|as)(?:\s|$)", text, maxsplit=1)[0]
     formula = re.match(r"\$\$(.*?)\$\$|\\\[(.*?)\\\]", text, re.DOTALL)
     formula = formula or re.fullmatch(r"\$([^$]*)\$|\\\((.*)\\\)", sentence.strip(" *_"))
-    return ((formula[1] or formula[2] or "") if formula else sentence).strip(" *_")
+    return ((formula[1] or formula[2] or "") if formula else sentence).strip(" *_`")
 
 
 def extract_answer(response: str, kind: str = "math") -> str | None:
@@ -140,6 +140,7 @@ def extract_answer(response: str, kind: str = "math") -> str | None:
         raise ValueError(f"kind {kind!r}: want one of {', '.join(KINDS)}")
     if kind == "choice":
         return stated_choice(response)
+    end = None
     if BOX.search(response):
         answer = rest = last_box(response) or ""
     elif kind == "gsm8k" and "####" in response:
@@ -148,25 +149,38 @@ def extract_answer(response: str, kind: str = "math") -> str | None:
     else:
         end = max((mark.end() for mark in ANSWER_IS.finditer(response)), default=None)
         if kind == "gsm8k" and end is None:
-            return (NUMBER.findall(response[-LONGEST:]) or [None])[-1]
+            end = max(response.rfind(digit) for digit in "0123456789") + 1
+            return (NUMBER.findall(response[max(0, end - LONGEST) : end]) or [None])[-1]
         rest = response[end : end + LONGEST] if end is not None else ""
         answer = stated(rest)
     if kind == "math" or rational(answer) is not None:
         return answer or None
+    if not end and re.search(r"[,;]\s|\b(?:or|and)\b|\\frac", answer) and len(NUMBER.findall(answer)) > 1:
+        return None  # 18 or 19, in a box or after ####
     number = NUMBER.search(answer.rpartition("=")[2]) or NUMBER.search(answer) or NUMBER.search(rest)
     return number[0] if number else None
 
 
-# What announces a choice; what may stand before its letter; what makes it a hedge; words after an A that is no article.
-ANNOUNCED = re.compile(
-    r"\b(?:answer|option|choice)\b[*_]{0,2}\s{0,9}(?:\bis\b|[:=])|\\f?box(?:ed)?\s{0,9}\{", re.IGNORECASE)
-BETWEEN = re.compile(
-    r"(?:[\s:*_$(\[{\"'`]|\\[(\[]|\\(?:text(?:bf)?|mathrm|mathbf|boxed|fbox)(?![a-z])|\b(?:therefore|thus|hence|clearly|"
-    r"definitely|probably|most likely|indeed|letter|option|choice|answer)\b,?){0,30}", re.IGNORECASE)
+# What announces a choice, and what may stand before its letter; words after an A that is no article.
+ANNOUNCED = re.compile(r"(?<![a-zA-Z0-9])(?:answer|option|choice)(?![a-zA-Z0-9])[*_]{0,2}\s{0,9}(?:\bis\b|[:=：])|"
+                       r"<answer>|\\f?box(?:ed)?\s{0,9}\{", re.IGNORECASE)
+BETWEEN = re.compile(r"(?:[\s:*_$(\[{}\"'`“‘（：]|(?-i:<[a-z/]{1,9}>)|<|\\[(\[]|"
+                     r"\\(?:text(?:bf)?|mathrm|mathbf|boxed|fbox)(?![a-z])|\b(?:therefore|thus|hence|clearly|"
+                     r"definitely|probably|most likely|indeed|letter|option|choice|answer)\b,?){0,30}", re.IGNORECASE)
+AFTER_A = set("because since as which for due and or with given that so not but is by while whereas when if then "
+              "rather instead from where in here although though according only too on at".split())
+# A hedge: another letter is named beside it (B, not "B, and A is wrong"), or before it.
 HEDGED = re.compile(
-    r"[\s*_$)\]}\"'`.]{0,30}(?:,|;|/|\\?&|\bor\b|\band\b|\\text\{\s?(?:or|and)\s?\})[\s,*_$(\[{\"'`]{0,30}"
-    r"(?:or\b|and\b|\\text\{)?[\s*_$({]{0,30}[A-Z](?![A-Za-z0-9])(?!\s{1,9}(?:is|are|was|can|does|has)\b)")
-AFTER_A = set("because since as which for due and or with given that so not but is by".split())
+    r"[\s*_$)\]}\"'`.]{0,30}(?:,|;|/|\||\+|\\?&|\(?\bor\b|\b(?:and|as well as|vs)\b|\\text\{\s?(?:or|and)\s?\})"
+    r"[\s,*_$(\[{\"'`]{0,30}(?:(?:or|and|possibly|perhaps|maybe|else|even|option|choice|the answer is)\b"
+    r"[\s,*_$(\[{\"'`]{0,9}|\\(?:text|boxed|fbox)\{){0,4}"
+    r"(?:[A-E](?![A-Za-z0-9'])|[b-e](?![A-Za-z0-9'.])|[b-e](?=\.(?:\s|$))|a(?=[\s)*_$}]{0,9}\.?$))"
+    r"(?!(?:[\s),]{1,3}(?:and\s|or\s)?\(?[A-E])*[\s)*_]{0,9}"
+    r"(?:\s(?:is|are|was|were|can|does|do|has|have|would|being)\b|=))")
+BESIDE = re.compile(
+    r"\\f?box(?:ed)?\s?\{[^{}]{0,9}\{?[\s(]?[A-E][\s)}]{0,4}\}[\s$]{0,4}"
+    r"(?:,|;|/|or|and|\\text\{\s?(?:or|and)\s?\})[\s$]{0,4}$|"
+    r"\b[A-E][\s)*_$}]{0,6}\bor\s(?:[a-z]{1,9}\s){0,3}$")
 
 
 def stated_choice(response: str) -> str | None:
@@ -174,22 +188,26 @@ def stated_choice(response: str) -> str | None:
     alone = re.fullmatch(r"[\s*_(\[$]{0,9}([A-D])[\s*_)\].:$]{0,9}", response)
     if alone:
         return alone[1]
-    response = response[-20 * LONGEST :]
+    response = response.rstrip()[-20 * LONGEST :]
     for mark in list(ANNOUNCED.finditer(response))[:-1000:-1]:  # from the last one on
-        rest = response[mark.end() : mark.end() + 400]
+        rest, boxed = response[mark.end() : mark.end() + 400], mark[0][-1] == "{"
+        if boxed and not last_box(response[mark.start() : mark.end() + 400]):
+            return None  # empty or cut off
         before = BETWEEN.match(rest)[0]
         letter, after = rest[len(before) : len(before) + 1], rest[len(before) + 1 :]
         if re.match(r"(?:either|both|neither)\b", rest[len(before) :], re.IGNORECASE):
             return None
-        if not (letter.isascii() and letter.isalpha()) or re.match(r"[A-Za-z0-9']|\.[A-Za-z]", after):
+        if not (letter.isascii() and letter.isalpha()) or re.match(r"[A-Za-z0-9]|'[a-z]|\.[A-Za-z]", after):
             continue
-        word = re.match(r"\s+([a-z]+)", after)
-        if letter in "Aa" and word and not before.strip(" \t\n:*_") and word[1] not in AFTER_A:
-            continue  # the article
+        word = re.match(r"[ \t]+([a-z]+)", after)
+        article = letter == "a" or letter == "A" and mark[0][-1] in ":=："
+        if article and word and not before.strip(" \t\n:*_") and word[1] not in AFTER_A:
+            continue
         closed = re.match(r"[*_$)\]}\"'`]|[.,;:]?(?:\s*$|\n)|[.,;:]\s", after)
-        if letter.islower() and mark[0][-1] != "{" and not closed:
+        if letter.islower() and letter not in "bcd" and not boxed and not closed:
             continue
-        return letter.upper() if letter.upper() in "ABCD" and not HEDGED.match(after) else None
+        hedged = HEDGED.match(after) or BESIDE.search(response[max(0, mark.start() - 60) : mark.start()])
+        return letter.upper() if letter.upper() in "ABCD" and not hedged else None
     return None
 
 
@@ -212,30 +230,35 @@ def is_correct(response: str, gold: str, kind: str = "math") -> bool:
 
 def equal(a: str, b: str) -> bool:
     """Whether two answers are the same mathematics; where that is undecided, the same normalised string."""
-    if "".join(a.split()) == "".join(b.split()):
+    if a.split() == b.split():
         return True
     if max(len(a), len(b)) > LONGEST:
         return False
-    readings = [(tokens_of(a, thousands), tokens_of(b, thousands)) for thousands in (True, False)]
-    left, right = (as_string(tokens) for tokens in readings[0])
-    if left == right or '"' in left + right and left.lower().replace('"', "") == right.lower().replace('"', ""):
-        return bool(left)
-    return any(same_value(*tokens) for tokens in (readings if readings[0] != readings[1] else readings[:1]))
+    for thousands in (False, True):  # 1,234 may be written 1, 234; as mathematics it is one number
+        left, right = tokens_of(a, thousands), tokens_of(b, thousands)
+        strings = as_string(left), as_string(right)
+        if '"' in strings[0] + strings[1]:  # words: without regard to case
+            strings = [string.lower().replace('"', "") for string in strings]
+        if strings[0] == strings[1]:
+            return bool(strings[0])
+    return len(left) + len(right) < 4000 and same_value(left, right)
 
 
 def same_value(left: list[str], right: list[str]) -> bool:
     """Whether two token lists are the same in two fields; a field without a root that is needed is passed over."""
-    agreed = 0
+    agreed = work = 0
     for p in FIELDS:
         reader = Reader(p)
+        reader.work = work
         try:
             if not reader.same(reader.read(left), reader.read(right)):
                 return False
         except Undecided:
             return False
         except NoRoot:
+            work = reader.work
             continue
-        agreed += 1
+        agreed, work = agreed + 1, reader.work
         if agreed == 2:
             return True
     return False
@@ -243,8 +266,9 @@ def same_value(left: list[str], right: list[str]) -> bool:
 
 def rational(text: str) -> Fraction | None:
     """The rational number that a text states, exactly; None where it states none."""
+    tokens = tokens_of(text[:LONGEST])
     try:
-        value = Reader(FIELDS[0]).read(tokens_of(text)) if 0 < len(text) <= LONGEST else ("none",)
+        value = Reader(FIELDS[0]).read(tokens) if len(tokens) < 500 and len(text) <= LONGEST else ("none",)
     except (Undecided, NoRoot):
         return None
     value = value[2] if value[0] == "named" else value
@@ -255,45 +279,57 @@ def rational(text: str) -> Fraction | None:
 SYMBOLS = {**{s[0]: s[1:] + " " for s in (
     r"×\times ·\cdot ⋅\cdot ÷\div √\sqrt π\pi θ\theta ∞\infty °^\circ ≤\le ≥\ge ≠\ne ±\pm ∓\mp ∪\cup ∈\in ∅\emptyset "
     r"½\frac12 ⅓\frac13 ⅔\frac23 ¼\frac14 ¾\frac34").split()},
-           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), **{s: f"^{{{n}}}" for n, s in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}}
+           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), "€": "\\text{euro}"}
 RENAMED = dict(pair.split() for pair in (
     r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,"
     r"\geqslant \ge,\lt <,\gt >,\neq \ne,\varnothing \emptyset,\lbrace \{,\rbrace \},\lvert |,"
     r"\rvert |,\vert |,\lbrack [,\rbrack ],"
-    r"\dbinom \binom,\tbinom \binom,\ldots \dots,\cdots \dots,\infinity \infty,\varphi \phi,"
+    r"\dbinom \binom,\tbinom \binom,\ldots \dots,\cdots \dots,\infinity \infty,\varphi \phi,\bigcup \cup,\colon :,"
     r'\% "percent,% "percent,\$ "dollar,\degree "degree').split(","))
 UNITS = dict(pair.split() for pair in (
     "centimeter cm,centimetre cm,millimeter mm,meter m,metre m,kilometer km,kilometre km,foot ft,feet ft,inch in,"
     "inche in,yard yd,mile mi,gram g,kilogram kg,pound lb,ounce oz,hour hr,minute min,second sec,liter l,"
-    "litre l").split(","))
+    "litre l,gm g,gallon gal,h hr,year yr,deg degree,usd dollar,milesperhour mph,mile/hour mph,mi/h mph").split(","))
+SCALES = dict(hundred="100", thousand="1000", million="1000000", billion="1000000000")
 SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml sec min gal am pm deg".split())
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
             "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset dots".split())
 FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())
-ACCENTS = set("overline bar vec hat mathbf mathbb mathcal mathit boldsymbol overrightarrow".split())
+ACCENTS = set("overline bar vec hat mathbb mathcal overrightarrow".split())
 TOKEN = re.compile(
     r"(?P<skip>\s+|[$~]|\\(?:left|right)\s*\.|\\[,;:!> ()\[\]]|"
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad|phantom)(?![a-zA-Z]))|"
+    r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^\\{])|\\[hm]space\*?\s*\{[^{}]*\}|\\\Z|"
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad|(?:neg)?(?:thin|med|thick)space|enspace|space|"
+    r"large|bf|mathbf|boldsymbol|bm|mathit|mathsf)(?![a-zA-Z]))|"
     r"\\(?P<style>text(?:bf|it|rm|sf|normal)?|[mh]box|mathrm|operatorname\*?)\s*\{(?P<words>[^{}]*)\}|"
     r"(?P<environment>\\(?:begin|end)\s*\{[a-zA-Z]*\*?\})|"
     r"(?P<based>[0-9A-F]+_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])))|"
-    r"[0-9]*\.[0-9]*\\(?:overline|bar)\s*\{[0-9]+\}|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|"
+    r"[0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{[0-9]+\}|[0-9])|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|"
     r"(?P<letters>[a-zA-Z]+)|\\[a-zA-Z]+|\\.|.", re.DOTALL)
 
 
 def tokens_of(text: str, thousands: bool = True) -> list[str]:
     """LaTeX or plain mathematics as tokens; a word or unit is a token that begins with a quote."""
     text = "".join(SYMBOLS.get(c, c) for c in text).replace(">=", "\\ge ").replace("<=", "\\le ")
+    for digits, sign in (("⁰¹²³⁴⁵⁶⁷⁸⁹", "^"), ("₀₁₂₃₄₅₆₇₈₉", "_")):
+        text = re.sub(f"[{digits}]+", lambda run: f"{sign}{{{''.join(str(digits.index(c)) for c in run[0])}}}", text)  # noqa: B023
     end = len(text.rstrip(".,;$ \n"))
     text = text[: end + text[:end].endswith("\\")]  # but for \, and \$
     text = re.sub(r"\\\\\s*\[[^\]]{0,9}\]", r"\\\\", text)  # a row break with its height
+    text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     text = re.sub(r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", r"\\degree ", text)
+    text = re.sub(r"(\\(?:text|mathrm)\s*\{[^{}0-9]*)\^\{?([0-9])\}?\}", r"\1}^\2", text)  # \mathrm{cm^2}
+    text = re.sub(r"(?:\\(?:text|mathrm)\s*\{|\()([0-9A-F]+)[})](?=\s*_)", r"\1", text)  # \text{A5}_{11}
+    text = re.sub(r"(?<=[0-9])((?:\s|\\ |~|\\text\s*\{)*)([ap])\.?m\b\.?", lambda m: f"{m[1]} {m[2].lower()}m", text,
+                  flags=re.IGNORECASE)  # 4:30 P.M.
     # 10{,}000, 10,\!000 and 10\,000; outside of brackets, where a comma separates, also 10,000 and 10 000.
     text = re.sub(r"(?<=[0-9])(?:\{,\}(?:\\!)?|,\\!|\\,)\s{0,3}(?=[0-9]{3}(?![0-9]))", "", text)
-    if thousands and not re.search(r"[(\[]|\\\{|\\langle|\\begin", text):
+    name, equals, right = text.rpartition("=")
+    if thousands and not re.search(r"[(\[]|\\\{|\\langle|\\begin", right):
         for comma in ", ":
-            text = re.sub(rf"(?<![0-9.,/^_{{])[1-9][0-9]{{0,2}}(?:{comma}[0-9]{{3}})+(?!,?[0-9]|/)",
-                          lambda number: re.sub("[, ]", "", number[0]), text)
+            right = re.sub(rf"(?<![0-9.,^_])(?<![\^_]{{)[1-9][0-9]{{0,2}}(?:{comma}[0-9]{{3}})+(?!,?[0-9])",
+                           lambda number: re.sub("[, ]", "", number[0]), right)
+        text = name + equals + right
     mixed = r"(?<![0-9./^_}])([0-9]+)(?:\s|\\ )+([0-9]+)\s*/\s*([0-9]+)(?![0-9.])"  # 2 3/4
     text = re.sub(mixed, r"\1\\frac{\2}{\3}", text)
     return [token for match in TOKEN.finditer(text) for token in tokens_in(match)]
@@ -310,14 +346,18 @@ def tokens_in(match: re.Match) -> list[str]:
         if digits.isalpha() and len(digits) == 1:
             return [digits, "_", base]  # the name A_1
         try:
-            return [str(int(digits, int(base)))]
+            return [str(int(digits, int(base) or 1))]
         except ValueError:  # 129_2
             return ['"' + token]
     if words is not None:
-        words = words.strip()
-        if match["style"][0] == "o" or match["style"] == "mathrm" and len(words) == 1:
-            return ["\\" + words if words in FUNCTIONS else words]
-        if re.search(r"[0-9,;=]", words):
+        words = words.replace("~", " ").strip()
+        if words in FUNCTIONS - {"min", "max", "sec"}:
+            return ["\\" + words]
+        if words and (match["style"][0] == "o" or match["style"] == "mathrm" and len(words) == 1):
+            return [words]
+        if words.lower() in SCALES:
+            return ["*", SCALES[words.lower()]]
+        if re.search(r"[0-9,;=]|\w\s+(?:and|or)\b|\b(?:and|or)\s+\w", words):
             return [token for match in TOKEN.finditer(words) for token in tokens_in(match)]
         if words.strip(",").lower() in ("or", "and"):
             return [","]
@@ -325,18 +365,21 @@ def tokens_in(match: re.Match) -> list[str]:
     if letters:
         if letters.lower() in ("or", "and"):
             return [","]
-        if letters in FUNCTIONS | {"sqrt", "pi", "theta", "infinity"}:
+        if letters.lower() in SCALES:
+            return ["*", SCALES[letters.lower()]]
+        if letters in FUNCTIONS - {"min", "max", "sec"} | {"sqrt", "pi", "theta", "infinity"}:
             return [RENAMED.get("\\" + letters, "\\" + letters)]
         word = len(letters) > 3 or letters in SHORT_UNITS or len(letters) == 3 and re.search("[eiouEIOU]", letters)
         return ['"' + letters] if word else list(letters)  # xy is x times y
-    return [RENAMED.get(token, token)]
+    return ["\\" + token] if token.isdigit() and not token.isascii() else [RENAMED.get(token, token)]
 
 
 def as_string(tokens: list[str]) -> str:
     """The normalised string: no blanks but between two numbers, no full stops, (A) as A."""
     text = "".join(f" {t}" if i and t[0].isdigit() and tokens[i - 1][0].isdigit() else t for i, t in enumerate(tokens))
     text = re.sub(r"\.(?![0-9])", "", text)
-    return re.sub(r"^(\"?)\(([a-zA-Z])\)$", r"\1\2", text)
+    text = re.sub(r"([_^])\{(.)\}", r"\1\2", text)
+    return re.sub(r"^(\"?)\((\"?[a-zA-Z])\)$", r"\1\2", text)
 
 
 class Undecided(Exception):
@@ -351,6 +394,8 @@ class NoRoot(Exception):
 # square as its root of any degree, so that roots multiply as real ones do (√8 = 2√2); exponents count modulo q.
 FIELDS = [4 * k * math.prod(n for n in range(2, 200) if all(n % d for d in range(2, n))) - 1
           for k in (351, 764, 835, 906, 1335, 1779, 1841, 2343, 2361, 2506, 2827, 4816)]
+NAMED = re.compile(r"[a-zA-Z]{1,3}'?(?:_\{?[\w\\]{1,9}\}?)?(?:\([a-zA-Z0-9](?:,[a-zA-Z0-9])*\))?|"
+                   r"\((?:[a-zA-Z],)+[a-zA-Z]\)|\{?[a-zA-Z]\}?|\\[a-zA-Z]+(?:\{?[a-zA-Z]{1,3}\}?)?|\"[^0-9]*")
 OPEN, CLOSE = ("(", "[", "{", "\\{", "\\langle", "|("), (")", "]", "}", "\\}", "\\rangle")
 ORDERS = {"<": "<", "\\le": "\\le", "\\ne": "\\ne", ">": "<", "\\ge": "\\le"}
 
@@ -400,7 +445,7 @@ class Reader:
     def read_list(self, tokens):
         parts = [part for part in self.split(tokens, {",", ";"}) if part]
         if len(parts) != 1:
-            return "list", [self.read(part) for part in parts]
+            return "list", self.read_items(parts)
         tokens = parts[0]
         parts = self.split(tokens, {"\\cup"})
         if len(parts) > 1:
@@ -418,11 +463,20 @@ class Reader:
             if first.startswith("\\begin"):
                 return self.read_matrix(first, inner)
             parts = self.split(inner, {",", ";"})
+            if first == "\\{" and not inner:
+                return self.read(["\\emptyset"])
             if first == "\\{":
-                return "set", [self.read(part) for part in parts if part]
+                return "set", self.read_items([part for part in parts if part])
             if len(parts) > 1 and first != "{":
                 return "tuple", first + last, [self.read(part) for part in parts]
             return self.read(inner)
+        matrix = next((i for i, token in enumerate(tokens) if token.startswith("\\begin")), 0)
+        if matrix:  # a number times a matrix
+            factor = Fraction(-1) if tokens[:matrix] == ["-"] else self.read(tokens[:matrix])[1]
+            kind, rows = self.read(tokens[matrix:])[:2]
+            if kind != "matrix" or not all(cell[0] == "number" for row in rows for cell in row):
+                raise Undecided
+            return "matrix", [[("number", self.times(factor, cell[1]), "") for cell in row] for row in rows]
         if {"\\pm", "\\mp"} & set(tokens):
             return "list", [self.read([{"\\pm": up, "\\mp": down}.get(token, token) for token in tokens])
                             for up, down in ("+-", "-+")]
@@ -435,6 +489,10 @@ class Reader:
             raise Undecided
         return "number", value, unit
 
+    def read_items(self, parts):
+        """The items of a list; one with a \\pm is two."""
+        return [item for value in map(self.read, parts) for item in (value[1] if value[0] == "list" else [value])]
+
     def encloses(self, tokens):
         """Whether the first bracket is closed by the last."""
         depth = 0
@@ -445,16 +503,16 @@ class Reader:
 
     def read_equation(self, sides):
         """x = 5 is 5 with a name, 2 + 3 = 5 is 5, and of any other equation what one side exceeds the other by."""
-        name, values = "".join(sides[0]), [self.read(side) for side in sides[1:]]
-        named = re.fullmatch(r"[a-zA-Z]{1,3}(_\{?\w{1,9}\}?)?(\([a-z](,[a-z])?\))?|\((?:[a-zA-Z],)+[a-zA-Z]\)|"
-                             r"\\[a-zA-Z]+|\"[^0-9]*", name)
-        if not named:
-            values.append(self.read(sides[0]))
+        named = [bool(NAMED.fullmatch("".join(side))) for side in sides]
+        if all(named):
+            named[-1] = False
+        names = ["".join(side) for side, is_name in zip(sides, named) if is_name]
+        values = [self.read(side) for side, is_name in zip(sides, named) if not is_name]
         if all(self.same(value, values[-1]) for value in values):
-            return ("named", name, values[0]) if named else values[0]
-        if len(values) != 2 or any(value[0] != "number" for value in values):
+            return ("named", names[0], values[-1]) if names else values[-1]
+        if len(sides) != 2 or any(value[0] != "number" for value in values):
             raise Undecided
-        return "equation", self.minus(values[1][1], values[0][1])
+        return "equation", self.minus(values[0][1], values[1][1])
 
     def read_matrix(self, begin, inner):
         if not re.fullmatch(r"\\begin\{(?:[pb]?(?:small)?matrix\*?|array)\}", begin):
@@ -466,13 +524,11 @@ class Reader:
 
     def same(self, a: tuple, b: tuple) -> bool:
         self.spend(10)
-        if a[0] == b[0] == "named":
-            return (a[1] == b[1] or "(" in a[1] + b[1]) and self.same(a[2], b[2])  # f(x) = ... may be called y = ...
+        if a[0] == b[0] == "named" and (a[1] == b[1] or "(" in a[1] + b[1]):  # f(x) = ... may be called y = ...
+            return self.same(a[2], b[2])
+        if {a[0], b[0]} in ({"named"}, {"named", "equation"}):
+            return self.same(self.as_equation(a), self.as_equation(b))
         for one, other in ((a, b), (b, a)):
-            if one[0] == "named" and other[0] == "equation":
-                name = self.read([token for token in re.split(r"(\\[a-zA-Z]+|.)", one[1]) if token])
-                return name[0] == one[2][0] == "number" and self.same(
-                    ("equation", self.minus(name[1], one[2][1])), other)
             if one[0] == "named":
                 return self.same(one[2], other)
         if {a[0], b[0]} == {"list", "set"} or a[0] == b[0] == "set":
@@ -491,11 +547,22 @@ class Reader:
             return len(a[1]) == len(b[1]) and all(self.all_same(p, q) for p, q in zip(a[1], b[1]))
         return a[1] == b[1] and self.all_same(a[2], b[2])  # tuple: with its brackets; order: with its signs
 
+    def as_equation(self, value):
+        if value[0] == "equation":
+            return value
+        name = self.read([token for token in re.split(r"(\\[a-zA-Z]+|.)", value[1]) if token])
+        if name[0] != "number" or value[2][0] != "number":
+            raise Undecided
+        return "equation", self.minus(name[1], value[2][1])
+
     def all_same(self, a, b):
         return len(a) == len(b) and all(self.same(x, y) for x, y in zip(a, b))
 
     def matched(self, a, b):
-        """Whether the one list is the other in some order."""
+        """Whether the one list is the other in some order; x = 3, y = 4 is 3, 4 in this order alone."""
+        named = [[x[1] for x in items if x[0] == "named"] for items in (a, b)]
+        if not all(named) and max(len(set(names)) for names in named) > 1:
+            return self.all_same(a, b)
         left = list(b)
         for x in a:
             i = next((i for i, y in enumerate(left) if self.same(x, y)), None)
@@ -544,6 +611,7 @@ class Reader:
         self.spend(10)
         if not isinstance(exponent, Fraction):
             p, _, positive = self.residues(base)
+            self.spend(90)
             if positive and pow(p, self.q, self.p) == 1:  # a square: its powers repeat after q
                 return pow(p, exponent[1], self.p), self.random("^", p, exponent[1])[1], True
             return self.random("^", p, exponent[0])
@@ -555,7 +623,7 @@ class Reader:
                 return base**n
             try:
                 p, q, positive = self.residues(base)
-                return pow(p, n, self.p), pow(q, n, self.q), positive
+                return pow(p, n, self.p), pow(q, n, self.q), positive and n % 2 == 1
             except ValueError:  # a division by zero
                 raise Undecided from None
         if isinstance(base, Fraction):
@@ -590,14 +658,12 @@ class Reader:
         return token
 
     def sum(self):
-        total = Fraction(0)
-        while True:
+        total = self.product() if self.peek() not in ("+", "-") else Fraction(0)
+        while self.peek() in ("+", "-"):
             sign = operator.sub if self.peek() == "-" else operator.add
-            if self.peek() in ("+", "-"):
-                self.take()
+            self.take()
             total = self.combine(sign, total, self.product())
-            if self.peek() not in ("+", "-"):
-                return total
+        return total
 
     def product(self, functions=True):
         value, number = self.factor()
@@ -627,8 +693,11 @@ class Reader:
         start = self.at
         value = self.atom()
         number = self.at == start + 1 and self.tokens[start][0].isdigit()
-        while self.peek() in ("^", "!"):
-            if self.take() == "!":
+        while self.peek() in ("^", "!", '"degree'):
+            token = self.take()
+            if token == '"degree':
+                continue
+            if token == "!":
                 value = Fraction(math.factorial(self.whole(value, 3000)))
             else:
                 value = self.power(value, self.exponent())
@@ -651,6 +720,7 @@ class Reader:
     def whole(self, value, most):
         if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= most:
             raise Undecided
+        self.spend(int(value))
         return int(value)
 
     def argument(self):
@@ -690,13 +760,14 @@ class Reader:
             n, k = self.whole(self.argument(), 1000), self.whole(self.argument(), 1000)
             return Fraction(math.comb(n, k))
         if token == "|":
-            self.bars = True
+            self.bars, start = True, self.at
             value = self.sum()
             self.bars = False
+            named = any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in self.tokens[start : self.at])
             self.take("|")
             if isinstance(value, Fraction):
                 return abs(value)
-            return value if value[2] else self.random("||", min(value[0], self.p - value[0]))
+            return value if value[2] and not named else self.random("||", min(value[0], self.p - value[0]))
         if token[1:] in FUNCTIONS:
             return self.function(token)
         start = self.at
@@ -766,9 +837,10 @@ def literal(token: str) -> Fraction:
 def without_unit(tokens: list[str]) -> tuple[list[str], str]:
     """Tokens without a unit at the end (words, perhaps with a power and a slash) or currency in front; and the unit."""
     tokens = list(tokens)
-    if '"dollar' in tokens[:2] and tokens[:2] != ['"dollar'] and (tokens[0] == '"dollar' or tokens[0] == "-"):
-        tokens.remove('"dollar')
-        return tokens, "dollar"
+    for currency in ('"dollar', '"euro'):
+        if currency in tokens[:2] and tokens[-1] != currency and tokens[0] in (currency, "-"):
+            tokens.remove(currency)
+            return without_unit(tokens)[0], currency[1:]
     end = len(tokens)
     while end > 1:
         at = end

@@ -352,7 +352,8 @@ class GPT(nn.Module):
             raise ValueError(f"temperature = {temperature}, top_p = {top_p}: want 0 or more, and 0 < top_p <= 1")
         was_training = self.training
         self.eval()
-        new, generators = [[] for _ in prompts], generator if isinstance(generator, list) else [generator] * len(prompts)
+        new = [[] for _ in prompts]
+        generators = generator if isinstance(generator, list) else [generator] * len(prompts)
         alive = [i for i, prompt in enumerate(prompts) if len(prompt) < context and max_new_tokens > 0]
         if alive:
             longest = max(len(prompts[i]) for i in alive)

@@ -1037,3 +1037,69 @@ def test_a_long_list_in_another_order_is_graded_in_time(item):
     gold = ", ".join(items)
     timed(boxed(", ".join(items[::-1])), gold, "math")
     assert timed(boxed(", ".join([*items[:0:-1], item.format(9999)])), gold, "math") is False
+
+
+# What a hostile reading of the grader once found.
+
+
+@pytest.mark.parametrize("answer, gold, equal", [
+    ("2 3/4", "23/4", False), ("1 2", "12", False), ("(1 2, 3)", "(12,3)", False), ("1,0", "1,000", False),
+    ("3, 2", "2,003", False), ("1, 1", "1,001", False), ("\\mathbf{5}", "5", True),
+    ("\\boldsymbol{\\frac12}", "0.5", True), ("2340", "\\mathbf{2340}", True),
+    ("5 \\mathrm{~cm}", "5\\text{ cm}", True), ("24\\,\\mathrm{cm^{2}}", "24", True),
+    ("9.8\\,\\mathrm{m/s^2}", "9.8", True), ("24\\text{ cm²}", "24\\text{ cm}^2", True), ("5\\ ", "5", True),
+    ("\\hspace{1em}5", "5", True), ("5\\thickspace", "5", True),
+    ("\\{1+\\sqrt5,1-\\sqrt5,-2\\}", "\\{1\\pm\\sqrt{5},-2\\}", True), ("-2,0,2", "0,\\pm2", True),
+    ("1,-1,2,-2", "\\pm1,\\pm2", True), ("\\sqrt{x}", "x^{1/2}", True), ("30p\\sqrt p", "30p\\sqrt{p}", True),
+    ("\\sqrt{4x}", "2\\sqrt x", True), ("(\\sqrt x)^2", "x", True), ("\\sqrt{x^2}", "x", False), ("|x|", "x", False),
+    ("\\sqrt{\\sqrt8}", "\\sqrt[4]{8}", True), ("\\sqrt{2\\pi}", "\\sqrt2\\sqrt\\pi", True),
+    ("E", "(\\text{E})", True), ("\\text{A and D}", "\\text{A,D}", True), ("5\\text{ or more}", "5", False),
+    ("\\cos(58^\\circ)", "\\cos 58^\\circ", True), ("9 min", "9\\text{ min}", True),
+    ("\\$3.25\\text{ dollars}", "3.25", True), ("\\$1.85", "1.85\\ \\text{USD}", True),
+    ("5\\text{ USD}", "5\\text{ EUR}", False), ("45\\text{ miles per hour}", "45\\text{ mph}", True),
+    ("3\\text{ h}", "3\\text{ hours}", True),
+    ("\\begin{pmatrix} 1 & -1 \\\\ 1 & \\phantom -1 \\end{pmatrix}", "\\begin{pmatrix} 1 & -1 \\\\ 1 & 1 \\end{pmatrix}", True),
+    ("\\mathbf{v}=\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{bmatrix}1\\\\2\\end{bmatrix}", True),
+    ("f(3)=24", "24", True), ("\\overline{AB}=24", "24", True), ("x_{\\max}=3", "3", True), ("5=x", "5", True),
+    ("x=y=3", "3", True), ("y=x", "x=y", True), ("x=5", "y=5", False), ("\\frac{1,234}{5}", "246.8", True),
+    ("1,234/5", "246.8", True), ("\\(1,234\\)", "1234", True), ("f(3) = 1,234", "1234", True),
+    ("\\(1,001\\)", "1, 1", False), ("0.0011_2", "0.0011_{2}", True), ("9^{9^{9}}", "9^{9^9}", True),
+    ("\\text{4:30 PM}", "\\text{4:30 p.m.}", True), ("4:30 \\text{ a.m.}", "4:30 \\text{ p.m.}", False),
+    ("A5_{11}", "\\text{A5}_{11}", True), ("(43)_5", "43_5", True), ("24_{10}", "24_0", False),
+    ("\\frac12\\begin{pmatrix}2\\\\4\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", True),
+    ("-\\begin{pmatrix}2\\\\4\\end{pmatrix}", "\\begin{pmatrix}-2\\\\4\\end{pmatrix}", False),
+    ("5 million", "5", False), ("5 million", "5,000,000", True), ("4,3", "x=3,y=4", False),
+    ("y=4,x=3", "x=3,y=4", True), ("(-\\infty,5)\\bigcup(5,\\infty)", "(-\\infty,5)\\cup(5,\\infty)", True),
+    ("\\{\\}", "\\emptyset", True), ("0.\\bar3", "1/3", True), ("x¹²", "x^{12}", True), ("x₁", "x_1", True),
+    ("\\mathrm{sin}(x)", "\\sin x", True), ("①", "1", False), ("\\operatorname{}", "1", False),
+    ("\\sqrt{1}+\\sqrt{9}", "4", True),
+])
+def test_answers_that_were_once_graded_wrong(answer, gold, equal):
+    assert is_correct(boxed(answer), gold, "math") is equal
+
+
+@pytest.mark.parametrize("response, letter", [
+    ("The answer is B, I think.", "B"), ("The answer is B, F = ma.", "B"), ("The answer is A or option B", None),
+    ("The answer is A (or B)", None), ("The answer is A or maybe B", None), ("\\boxed{a or b}", None),
+    ("Answer: a, b", None), ("\\boxed{A} or \\boxed{B}", None), ("The answer is A or the answer is B.", None),
+    ("\\boxed{A} \\boxed{", None), ("\\boxed{A} \\boxed{}", None), ("The answer is B. \\boxed{B", None),
+    ("The answer is b because it is", "B"), ("Answer: A\nthe others are wrong", "A"),
+    ("The answer is A rather than C", "A"), ("The answer is B, (A) is wrong", "B"),
+    ("The answer is B, C and D are wrong.", "B"), ("The answer is 'B'.", "B"), ("The answer is “B”", "B"),
+    ("<answer>B</answer>", "B"), ("__Answer__: B", "B"), ("Answer：（B）", "B"), ("The answer is <b>A</b>.", "A"),
+    ("\\boxed{B}" + " " * 900_000, "B"), ("\\boxed{\\text{Answer: } C}", "C"), ("Answer: A large force", None),
+    ("The answer is a matter of taste", None),
+])
+def test_choices_that_were_once_read_wrong(response, letter):
+    assert extract_answer(response, "choice") == letter
+
+
+@pytest.mark.parametrize("response, gold, right", [
+    ("He earns — 18 dollars", "18", True), ("Result:\n- 18", "18", True), ("so it is ($20 - $8)", "8", True),
+    ("x = - 18", "-18", True), ("The total is 42." + " and so on" * 2000, "42", True),
+    ("so 1234567." + " " * 9996, "567", False), ("\\boxed{\\frac{5}{0}}", "5", False),
+    ("\\boxed{18, 19}", "18", False), ("#### 18 or 19", "18", False), ("#### 1,234 dollars", "1234", True),
+    ("The answer is $12$ and not $13$.", "12", True),
+])
+def test_numbers_that_were_once_read_wrong(response, gold, right):
+    assert is_correct(response, gold, "gsm8k") is right

@@ -1089,6 +1089,11 @@ def end_tokens(encoding: tiktoken.Encoding, config: GPTConfig, chat: bool = Fals
     return ends
 
 
+def begin_token(encoding: tiktoken.Encoding, config: GPTConfig) -> int | None:
+    """The token that begins every text: as the tokenizer's file says, where it does; else the model's bos_token_id."""
+    return getattr(encoding, "bos", config.bos_token_id)
+
+
 def encode_prompt(encoding: tiktoken.Encoding, problem: dict, bos: int | None = None) -> list[int]:
     """The plain prompt's tokens, the same in training and evaluation. Special tokens in a problem are just text."""
     return [bos] * (bos is not None) + encoding.encode_ordinary(PROMPT.format(problem=problem["problem"]))
@@ -1170,7 +1175,8 @@ def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
 
 def solve(model: GPT, encoding: tiktoken.Encoding, problems: list[dict]) -> list[dict]:
     """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
-    prompts = [encode_prompt(encoding, problem, model.config.bos_token_id) for problem in problems]
+    bos = begin_token(encoding, model.config)
+    prompts = [encode_prompt(encoding, problem, bos) for problem in problems]
     batches = answers(model, encoding, problems, prompts, "\nProblem:", end_tokens(encoding, model.config))
     return sorted((record for batch in batches for record in batch), key=lambda record: record["id"])
 
@@ -1440,7 +1446,8 @@ def main(argv=None):
                                                                 torch.float32, device)
         chat = load_chat(args.base, encoding) if protocol.chat else None
         ends = end_tokens(encoding, model.config, bool(chat))
-        prompts = [protocol.encode(encoding, problem, model.config.bos_token_id, chat) for problem in problems]
+        bos = begin_token(encoding, model.config)
+        prompts = [protocol.encode(encoding, problem, bos, chat) for problem in problems]
         longest = min(model.config.max_position_embeddings, max(map(len, prompts)) + max_new_tokens)
         batch_size = auto_batch_size(model, longest) if args.batch_size == "auto" else int(args.batch_size)
         for adapter in adapters:  # before anything is written

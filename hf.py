@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,10 +64,10 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_config(folder: str | Path) -> GPTConfig:
-    """config.json (and generation_config.json's end tokens) of a Llama-type folder as a GPTConfig.
+    """config.json (and generation_config.json's end tokens) of a Llama, Mistral or Qwen2 folder as a GPTConfig.
 
-    Reads rope_theta and rope_scaling, or transformers 5's rope_parameters, which wins where both stand.
-    Raises ValueError for a model type or a feature that this GPT would compute wrongly.
+    Reads rope_theta and rope_scaling, or transformers 5's rope_parameters, which wins where both stand. A sliding
+    window limits the context. Raises ValueError for a model type or a feature that this GPT would compute wrongly.
     """
     folder = Path(folder)
     raw = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}  # transformers' defaults
@@ -75,13 +76,19 @@ def load_config(folder: str | Path) -> GPTConfig:
     def refuse(key, why):
         raise ValueError(f"{folder / 'config.json'}: {key} = {raw.get(key)!r} is not supported: {why}")
 
-    if raw.get("model_type") != "llama":
-        refuse("model_type", "this file reads Llama folders")
+    if raw.get("model_type") not in ("llama", "mistral", "qwen2"):
+        refuse("model_type", "llama, mistral and qwen2 are")
     if raw.get("hidden_act", "silu") != "silu":
         refuse("hidden_act", "the MLP is SwiGLU")
-    for key in ("attention_bias", "mlp_bias", "quantization_config"):
+    for key in ("attention_bias", "mlp_bias", "quantization_config", "use_sliding_window"):
         if raw.get(key):
-            refuse(key, "plain Llama has none")
+            refuse(key, "this GPT has none")
+    raw["attention_bias"] = raw["model_type"] == "qwen2"  # in q, k and v; transformers' attention_bias has o's as well
+    window = raw.get("sliding_window") if raw["model_type"] == "mistral" else None
+    if window is not None and (type(window) is not int or window < 1):
+        refuse("sliding_window", "it must be a whole number above 0, or null")
+    if window is not None:  # up to there attention is full
+        raw["max_position_embeddings"] = min(raw["max_position_embeddings"], window)
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(raw.get(key) or {}, dict):
             refuse(key, "it must be an object or null")
@@ -113,8 +120,29 @@ def load_config(folder: str | Path) -> GPTConfig:
     return GPTConfig(**known, rope_theta=theta, rope_scaling=scaling, eos_token_id=tuple(ends))
 
 
+def read_model_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names, each from its own."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        tensors = read_tensors(folder / "model.safetensors")
+    else:
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(
+                isinstance(file, str) and file == os.path.basename(file) for file in places.values()):
+            raise ValueError(f"{index}: needs weight_map, an object from tensors to file names in this folder")
+        tensors = {}
+        for file in sorted(set(places.values())):
+            shard = read_tensors(folder / file)
+            for name in sorted(shard.keys() | {name for name in places if places[name] == file}):
+                if name not in shard or places.get(name) != file:
+                    raise ValueError(f"{folder / file}: tensor {name} is " + ("missing" if name not in shard else
+                                                                              f"not where {index.name} says"))
+            tensors |= shard
+    return {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # a harmless relic
+
+
 def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
-    """The GPT in a Hugging Face model folder (config.json, model.safetensors), in the file's dtype unless told.
+    """The GPT in a Hugging Face model folder (config.json, model.safetensors or shards), in its dtype unless told.
 
     Raises ValueError, naming file and tensor, for a missing file, a missing or unknown tensor or a wrong shape.
     """
@@ -123,7 +151,7 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
         raise ValueError(f"{folder}: there is no such folder")
     with torch.device("meta"):  # no memory is taken before the file's own
         model = GPT(load_config(folder))
-    tensors = read_tensors(folder / "model.safetensors")
+    tensors = read_model_tensors(folder)
     expected = model.state_dict()
     if model.config.tie_word_embeddings:  # as transformers does: the embedding counts, whatever lm_head the file holds
         expected.pop("lm_head.weight")
@@ -148,19 +176,18 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
 def save_model(model: GPT, folder: str | Path) -> None:
     """Writes config.json, generation_config.json and model.safetensors so that load_model and transformers read them.
 
-    Raises ValueError for a model with adapters (merge_lora them first, or save_adapter) or with attention_bias.
+    Raises ValueError for a model with adapters: merge_lora them first, or save_adapter.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps around a model
     if lora_layers(model):
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
     folder, config = Path(folder), model.config
-    if config.attention_bias:
-        raise ValueError("attention_bias: a Llama folder has no place for it, so that this model cannot be saved")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(model.state_dict())
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    raw = {**vars(config), "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    kind = ("qwen2", "Qwen2ForCausalLM") if config.attention_bias else ("llama", "LlamaForCausalLM")
+    raw = {**vars(config), "architectures": [kind[1]], "model_type": kind[0], "hidden_act": "silu",
            "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
            "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")}
     if config.rope_scaling:
@@ -255,18 +282,102 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
 
 # ---- Tokenizers ------------------------------------------------------------------------------------------------------
 
+# The pre-tokenizers without a pattern of their own: GPT-2's; and with digits cut off first, so that blanks before stay.
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
+
+
+class HubEncoding(tiktoken.Encoding):
+    """A folder's tokenizer as an Encoding: text in its normal form, bytes that the vocabulary lacks dropped."""
+
+    def __init__(self, path: Path, ranks: dict[bytes, int], special: dict[str, int], pattern: str, normal_form=None):
+        ids, self.normal_form = [*ranks.values(), *special.values()], normal_form
+        if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
+            raise ValueError(f"{path}: tokens must have whole numbers from 0, no number twice")
+        self.end = max(ids) + 1
+        missing = [bytes([byte]) for byte in range(256) if bytes([byte]) not in ranks]  # tiktoken needs every byte
+        ranks = ranks | {byte: self.end + i for i, byte in enumerate(missing)}
+        super().__init__(path.parent.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        self.max_token_value = self.end - 1
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        text = unicodedata.normalize(self.normal_form, text) if self.normal_form else text
+        return [token for token in super().encode_ordinary(text) if token < self.end]
+
+
+def read_tokenizer_json(path: Path) -> HubEncoding:
+    """The byte-level BPE of a tokenizer.json (Llama 3, Qwen, SmolLM2, GPT-2). ValueError for any other."""
+    raw = read_json(path)
+
+    def refuse(what):
+        raise ValueError(f"{path}: {what}; want byte-level BPE as in Llama 3, Qwen or SmolLM2")
+
+    try:
+        model, pre, normalizer = raw["model"], raw["pre_tokenizer"], raw.get("normalizer")
+        *first, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+        steps, own = [step["type"] for step in first], last.get("use_regex", True)
+        if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or last["type"] != "ByteLevel":
+            refuse("its model is no byte-level BPE")
+        if last.get("add_prefix_space") or (normalizer or {}).get("type", "NFC") != "NFC" or any(
+                model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "unk_token")):
+            refuse("it has a normalizer, a prefix or an unknown token that is not supported")
+        if own and (not steps or steps == ["Digits"] and first[0].get("individual_digits")):
+            pattern = DIGITS if steps else GPT2
+        elif steps == ["Split"] and not own and (first[0]["behavior"], first[0]["invert"]) in (
+                ("Isolated", False), ("Removed", True)):
+            pattern = first[0]["pattern"]["Regex"]
+        else:
+            refuse("its pre-tokenizer is none of the known")
+        special = {token["content"]: token["id"] for token in raw.get("added_tokens") or []}
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes these bytes as themselves
+        byte = dict(zip(map(chr, [*plain, *range(256, 324)]), [*plain, *sorted(set(range(256)) - set(plain))]))
+        ranks = {bytes(byte[c] for c in text): i for text, i in model["vocab"].items() if text not in special}
+        merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+        merges = [tuple(bytes(byte[c] for c in half) for half in merge) for merge in merges]
+        check_merges(ranks, merges, refuse)
+        processors = [raw.get("post_processor") or {}]
+        processors += processors[0].get("processors") or []
+        template = next((step["single"][0] for step in processors if step.get("type") == "TemplateProcessing"), {})
+        encoding = HubEncoding(path, ranks, special, pattern, "NFC" if normalizer else None)
+        encoding.bos = special[template["SpecialToken"]["id"]] if "SpecialToken" in template else None
+        return encoding
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        refuse(f"not as the tokenizers library writes it ({type(error).__name__}: {error})")
+
+
+def check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]], refuse) -> None:
+    """Refuses merges that do not follow from ranks: tiktoken always joins the two neighbours with the lowest rank."""
+    pairs, last = {}, -1
+    for a, b in merges:
+        if ranks.get(a + b, -1) < last or a not in ranks or b not in ranks:
+            refuse(f"the merge {a!r} {b!r} is out of the order of the ids")
+        last = ranks[a + b]
+        pairs.setdefault(a + b, set()).add((a, b))
+    for token, rank in ranks.items():
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            joined = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
+            lowest = min(range(len(joined)), key=joined.__getitem__)
+            if joined[lowest] >= rank:
+                break
+            parts[lowest : lowest + 2] = [parts[lowest] + parts[lowest + 1]]
+        if len(parts) > 1 and tuple(parts) not in pairs.get(token, ()):
+            refuse(f"the token {token!r} is not what its merges make of its bytes in the order of the ids")
+
 
 def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
-    """The tokenizer of a model folder: its .tiktoken rank file (or tokenizer.model of that format) and spec.json.
+    """The tokenizer of a model folder: a rank file (.tiktoken or tokenizer.model) with spec.json, else tokenizer.json.
 
-    A rank file has a line a token, base64 of its bytes and its rank; spec.json has the split pattern (pat_str) and the
-    special_tokens with their ids. tiktoken's own loader is not used: it caches by path and would serve a stale file.
-    Raises ValueError, naming the file, for anything else.
+    A rank file has a line a token, base64 of its bytes and its rank; spec.json has pat_str and the special_tokens with
+    their ids. tiktoken's own loader caches by path and would serve a stale file. ValueError for anything else.
     """
     folder = Path(folder)
+    if (folder / "tokenizer.json").is_file() and not (folder / "spec.json").is_file():
+        return read_tokenizer_json(folder / "tokenizer.json")
     files = sorted(folder.glob("*.tiktoken")) or sorted(folder.glob("tokenizer.model"))
     if len(files) != 1:
-        raise ValueError(f"{folder}: holds {len(files)} tokenizer rank files (*.tiktoken or tokenizer.model), not one")
+        raise ValueError(f"{folder}: holds {len(files)} tokenizer files (*.tiktoken, tokenizer.model or "
+                         "tokenizer.json), not one")
     ranks = {}
     for number, line in enumerate(files[0].read_bytes().splitlines(), 1):
         try:
@@ -274,18 +385,14 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
-            raise ValueError(f"{files[0]}, line {number}: not base64 of a token and its rank") from None
+            raise ValueError(f"{files[0]}, line {number}: not base64 of a token and its rank (SentencePiece is not "
+                             "supported)") from None
     spec = read_json(folder / "spec.json")
     if not isinstance(spec.get("pat_str"), str) or not isinstance(spec.get("special_tokens"), dict):
         raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
-    special = spec["special_tokens"]
-    ids = [*ranks.values(), *special.values()]
-    if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"{files[0]}: ranks and special tokens must have whole numbers from 0, no number twice")
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ValueError(f"{files[0]}: lacks the single byte {missing[0]:#04x}, so that some texts have no tokens")
-    return tiktoken.Encoding(name=folder.name, pat_str=spec["pat_str"], mergeable_ranks=ranks, special_tokens=special)
+    return HubEncoding(files[0], ranks, spec["special_tokens"], spec["pat_str"])
 
 
 # The turns of folders that hold a rank file and no template, told by a special token: Meta's own Llama 3, ChatML.
@@ -301,52 +408,35 @@ TURNS = {
 def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list[dict]], list[int]] | None:
     """A function from messages (role, content) to tokens, up to where the assistant speaks; None without a template.
 
-    The template is the folder's chat_template.jinja, else chat_template of tokenizer_config.json, rendered in a sandbox
-    as transformers does, but without today's date, so that a prompt is the same tomorrow. Special tokens in a message
-    are just text. Raises ValueError for a template that cannot be rendered.
+    The folder's template, rendered in a sandbox as transformers does, but without today's date: a prompt is the same
+    tomorrow. Special tokens in a message are just text. Raises ValueError for a template that cannot be rendered.
     """
-    folder = Path(folder)
-    path = folder / "tokenizer_config.json"
+    path = Path(folder, "tokenizer_config.json")
     config = read_json(path) if path.is_file() else {}
     source = config.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-    if (folder / "chat_template.jinja").is_file():
-        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if source is None:
-        source = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
+    if isinstance(source, list):  # several
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    if (path := Path(folder, "chat_template.jinja")).is_file():
+        source = path.read_text(encoding="utf-8")
+    source = source or next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
     if source is None:
         return None
     names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
              if name.endswith("_token") and token}
-    special = re.compile("|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)")
-
-    def refuse(message):
-        raise jinja2.TemplateError(message)
-
-    try:
-        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=["jinja2.ext.loopcontrols"])
-        sandbox.globals["raise_exception"] = refuse
-        template = sandbox.from_string(source)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"{folder}: its chat template is not Jinja ({error})") from None
+    special = "|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)"
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                            extensions=["jinja2.ext.loopcontrols"])
 
     def encode(messages: list[dict]) -> list[int]:
         said = "".join(message["content"] for message in messages)
         mark = next(chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)  # breaks up what looks special
-        broken = [{**m, "content": special.sub(lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+        broken = [m | {"content": re.sub(special, lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
         try:
-            text = template.render(messages=broken, add_generation_prompt=True, **names)
+            text = sandbox.from_string(source).render(messages=broken, add_generation_prompt=True, **names)
         except jinja2.TemplateError as error:
-            raise ValueError(f"{folder}: its chat template refuses the prompt ({error})") from None
-        tokens, end = [], 0
-        for match in [*special.finditer(text), None]:
-            tokens += encoding.encode_ordinary(text[end : match.start() if match else None].replace(mark, ""))
-            if match:
-                tokens.append(encoding.encode_single_token(match[0]))
-                end = match.end()
-        return tokens
+            raise ValueError(f"{folder}: its chat template cannot be rendered ({error})") from None
+        return [token for i, piece in enumerate(re.split(f"({special})", text)) for token in (
+            [encoding.encode_single_token(piece)] if i % 2 else encoding.encode_ordinary(piece.replace(mark, "")))]
 
     return encode
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from eval_pass1 import (Parser, data_file, encode_example, end_tokens, load_problems, plain_output, print_table, solve,
-                        summarize)
+from eval_pass1 import (Parser, begin_token, data_file, encode_example, end_tokens, load_problems, plain_output,
+                        print_table, solve, summarize)
 from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model, write_json
 from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
                         merge_lora, train)
@@ -140,8 +140,8 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
 
 def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[int]]]:
     """Examples of the problems that have a solution and fit the context; the others are counted aloud."""
-    end = end_tokens(encoding, config)[0]
-    examples = [encode_example(encoding, p, end, config.bos_token_id) for p in problems if p["solution"].strip()]
+    end, bos = end_tokens(encoding, config)[0], begin_token(encoding, config)
+    examples = [encode_example(encoding, p, end, bos) for p in problems if p["solution"].strip()]
     fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
     if len(examples) < len(problems):
         print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: no solution to learn")

@@ -356,12 +356,11 @@ def test_a_folder_without_a_template_is_told_by_its_special_tokens(tmp_path):
     assert load_chat(ROOT / "data/base", load_tokenizer(ROOT / "data/base")) is None
 
 
-@pytest.mark.parametrize("template, word", [
-    ("{% for %}", "is not Jinja"), ("{{ raise_exception('no system') }}", "no system"),
-    ("{{ messages.no.no }}", "refuses")])
-def test_a_template_that_fails_says_so(tmp_path, template, word):
-    with pytest.raises(ValueError, match=word):
-        chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
+@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system') }}", "{{ messages.no.no }}"])
+def test_a_template_that_fails_says_so(tmp_path, template):
+    """Broken, or one that refuses the turns: ValueError."""
+    chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
+    with pytest.raises(ValueError, match="chat template"):
         chat(MESSAGES)
 
 

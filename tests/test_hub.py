@@ -1,0 +1,254 @@
+"""Folders as the hub ships them: model types, shards, tokenizer.json: python -m pytest tests/test_hub.py"""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+
+from eval_pass1 import begin_token
+from hf import load_config, load_model, load_tokenizer, save_model
+from lora_alpha import GPTConfig
+
+tokenizers = pytest.importorskip("tokenizers")
+REAL = Path(__file__).parents[2] / "shared/real"
+SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=64)
+LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=16)
+IDX = torch.randint(61, (2, 60), generator=torch.Generator().manual_seed(1))
+TYPES = {
+    "llama": lambda: LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=None, head_dim=12),
+    "mistral, window of the context": lambda: MistralConfig(**SIZES, sliding_window=64),
+    "qwen2": lambda: Qwen2Config(**SIZES),
+    "qwen2, tied": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True, use_sliding_window=False, sliding_window=8),
+}
+
+
+@torch.no_grad()
+def peer(kind):
+    """A random model of transformers whose attention is peaked, so that positions and biases show in the logits."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(TYPES[kind]()).eval()
+    for name, p in model.named_parameters():
+        p.copy_(torch.rand_like(p) + 0.5 if p.dim() == 1 and "bias" not in name else torch.randn_like(p) * 0.4)
+    return model
+
+
+def far(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@torch.no_grad()
+def test_a_folder_of_each_type_gives_the_logits_of_transformers(kind, tmp_path):
+    """Both ways, to a relative 2e-5, with positions beyond the old context of a scaled RoPE."""
+    theirs = peer(kind)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    expected = theirs(IDX).logits
+    assert far(ours(IDX)[0], expected) <= 2e-5
+    assert far(theirs(IDX, position_ids=torch.zeros_like(IDX)).logits, expected) > 1e-2  # positions matter
+    save_model(ours, tmp_path / "ours")
+    assert far(AutoModelForCausalLM.from_pretrained(tmp_path / "ours")(IDX).logits, expected) <= 2e-5
+
+
+@torch.no_grad()
+def test_shards_are_one_model(tmp_path):
+    """What transformers saves in many shards loads to the same tensors as in one file."""
+    theirs = peer("qwen2")
+    theirs.save_pretrained(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 3
+    whole, shards = load_model(tmp_path / "whole").state_dict(), load_model(tmp_path / "shards").state_dict()
+    assert whole.keys() == shards.keys() and all(torch.equal(whole[name], shards[name]) for name in whole)
+
+
+def shards_of(folder):
+    peer("llama").save_pretrained(folder, max_shard_size="10KB")
+    return folder / "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("spoil, word", [
+    (lambda i, m: next(iter(sorted(i.parent.glob("model-*")))).unlink(), "no such file"),
+    (lambda i, m: m.pop("model.norm.weight"), "model.norm.weight"),
+    (lambda i, m: m.update({"model.norm.weight": m["model.embed_tokens.weight"]}), "model.norm.weight"),
+    (lambda i, m: m.update(strange=m["model.norm.weight"]), "strange"),
+    (lambda i, m: m.update({"model.norm.weight": "../" + m["model.norm.weight"]}), "file names in this folder"),
+    (lambda i, m: m.update({"model.norm.weight": 3}), "file names in this folder"),
+    (lambda i, m: m.clear(), "missing"),
+])
+def test_spoilt_shards_are_refused_by_name(spoil, word, tmp_path):
+    """Missing, stray and traversing shards, and tensors that are not where the index says."""
+    index = shards_of(tmp_path)
+    raw = json.loads(index.read_text())
+    spoil(index, raw["weight_map"])
+    index.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=word):
+        load_model(tmp_path)
+
+
+@torch.no_grad()
+def test_the_relic_of_old_files_is_passed_over(tmp_path):
+    """rotary_emb.inv_freq changes nothing; any other unknown tensor is refused."""
+    peer("llama").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, path)
+    load_model(tmp_path)
+    save_file(tensors | {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}, path)
+    with pytest.raises(ValueError, match="q_norm"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("change, word", [
+    (dict(model_type="qwen2", use_sliding_window=True), "use_sliding_window"), (dict(model_type="gpt2"), "model_type"),
+    (dict(model_type="mistral", sliding_window="8"), "sliding_window"),
+    (dict(model_type="mistral", sliding_window=0), "sliding_window"),
+    (dict(model_type="llama", attention_bias=True), "attention_bias"),
+    (dict(model_type="mistral", rope_scaling=dict(rope_type="yarn", factor=2.0)), "rope_scaling"),
+])
+def test_what_would_be_computed_wrongly_is_refused(change, word, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, **change}))
+    with pytest.raises(ValueError, match=word):
+        load_config(tmp_path)
+
+
+def test_a_sliding_window_limits_the_context(tmp_path):
+    """Up to the window attention is full; beyond it a text is refused, not computed wrongly."""
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, "model_type": "mistral", "sliding_window": 16}))
+    assert load_config(tmp_path).max_position_embeddings == 16
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
+@pytest.mark.parametrize("path", sorted((REAL / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_real_configs_are_read_or_refused(path, tmp_path):
+    """Llama, Mistral and Qwen2 configs are read; of other architectures (and Qwen3, which norms q and k) none is."""
+    (tmp_path / "config.json").write_bytes(path.read_bytes())
+    if path.stem.startswith(("refuse", "qwen3")):
+        with pytest.raises(ValueError, match="not supported"):
+            load_config(tmp_path)
+    else:
+        config, raw = load_config(tmp_path), json.loads(path.read_text())
+        assert (config.hidden_size, config.num_hidden_layers) == (raw["hidden_size"], raw["num_hidden_layers"])
+        assert config.attention_bias == (raw["model_type"] == "qwen2")
+
+
+# tokenizer.json
+
+
+DIGITS = [dict(type="Digits", individual_digits=True),
+          dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)]
+REGEX = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = [dict(type="Split", pattern=dict(Regex=REGEX), behavior="Isolated", invert=False),
+         dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)]
+GPT2 = [dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)]
+
+
+def train_tokenizer(folder, steps=GPT2, nfc=False, alphabet=None):
+    """A small byte-level BPE made by the tokenizers library, with its special tokens before or after the rest."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<|endoftext|>", "<|im_start|>"], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet() if alphabet is None else alphabet)
+    source = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    tokenizer.train_from_iterator([source[:4000]], trainer)
+    raw = json.loads(tokenizer.to_str())
+    raw["pre_tokenizer"] = dict(type="Sequence", pretokenizers=steps) if len(steps) > 1 else steps[0]
+    raw["normalizer"] = dict(type="NFC") if nfc else None
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    return json.loads(json.dumps(raw))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(ours, theirs) for each pre-tokenizer that is read."""
+    pairs = []
+    for i, (steps, nfc) in enumerate(((GPT2, False), (SPLIT, True), (DIGITS, False))):
+        folder = tmp_path_factory.mktemp("t") / str(i)
+        train_tokenizer(folder, steps, nfc)
+        pairs.append((load_tokenizer(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))))
+    return pairs
+
+
+@given(st.one_of(st.text(max_size=40), st.text("ab LORA αé\u0301 \t\n\r'sTll0123½٣.,!\u00a0\u3000", max_size=40)))
+def test_a_tokenizer_json_gives_the_ids_of_its_own_library(trained, text):
+    for ours, theirs in trained:
+        assert ours.encode_ordinary(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+def test_special_tokens_in_a_text_are_text(trained):
+    for ours, _ in trained:
+        special = ours.encode_single_token("<|endoftext|>")
+        assert special not in ours.encode_ordinary("a<|endoftext|>b")
+        assert ours.decode(ours.encode_ordinary("a<|endoftext|>b")) == "a<|endoftext|>b"
+
+
+def test_bytes_that_the_vocabulary_lacks_are_dropped(tmp_path):
+    """As the tokenizers library drops them, and never a panic."""
+    alphabet = [c for c in tokenizers.pre_tokenizers.ByteLevel.alphabet() if c.isascii()]
+    train_tokenizer(tmp_path, GPT2, alphabet=alphabet)
+    ours, theirs = load_tokenizer(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("naïve ☃ 中文 \x00\x7f", "é", "a\u200bb", "plain"):
+        assert ours.encode_ordinary(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.encode_ordinary("\x01\x02") == [] and ours.max_token_value < 500
+
+
+@pytest.mark.parametrize("change", [
+    lambda raw: raw["model"].update(byte_fallback=True), lambda raw: raw["model"].update(type="WordPiece"),
+    lambda raw: raw["model"].update(unk_token="<|endoftext|>"),
+    lambda raw: raw.update(normalizer=dict(type="Lowercase")),
+    lambda raw: raw.update(pre_tokenizer=dict(type="Metaspace")), lambda raw: raw.update(pre_tokenizer=None),
+    lambda raw: raw["pre_tokenizer"].update(add_prefix_space=True), lambda raw: raw["model"]["merges"].reverse(),
+    lambda raw: raw["model"]["merges"].pop(), lambda raw: raw["model"]["merges"].append(["no", "where"]),
+    lambda raw: raw["model"]["vocab"].update(a=3), lambda raw: raw["model"]["vocab"].update(a="x"),
+    lambda raw: raw.pop("model"), lambda raw: raw["model"].update(dropout=0.1)])
+def test_a_tokenizer_json_that_would_be_read_wrongly_is_refused(change, tmp_path):
+    """Other models and normalizers, merges out of the order of the ids, tokens that no merge makes: one ValueError."""
+    raw = train_tokenizer(tmp_path)
+    load_tokenizer(tmp_path)
+    change(raw)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_text_begins_as_the_tokenizer_says(tmp_path):
+    """The file's own template decides: Llama 3 has a token there, Qwen and SmolLM2 none, whatever config.json says."""
+    config = GPTConfig(bos_token_id=7)
+    raw = train_tokenizer(tmp_path)
+    assert begin_token(load_tokenizer(tmp_path), config) is None
+    single = [dict(SpecialToken=dict(id="<|im_start|>", type_id=0)), dict(Sequence=dict(id="A", type_id=0))]
+    template = dict(type="TemplateProcessing", single=single, pair=[], special_tokens={})
+    for processor in (template, dict(type="Sequence", processors=[dict(type="ByteLevel"), template])):
+        raw["post_processor"] = processor
+        (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+        assert begin_token(load_tokenizer(tmp_path), config) == 1
+    assert begin_token(load_tokenizer(Path(__file__).parents[1] / "data/base"), config) == 7
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
+@pytest.mark.parametrize("name, golden", [("qwen3", "qwen2"), ("smollm2", "smollm2_reconstructed")])
+def test_real_tokenizers_give_the_ids_of_their_own_library(name, golden):
+    """Golden ids, the naughty strings, 23 languages, source code and random strings."""
+    ours = load_tokenizer(REAL / "tokenizers" / name)
+    theirs = tokenizers.Tokenizer.from_file(str(REAL / "tokenizers" / name / "tokenizer.json"))
+    texts = [(REAL / "text" / file).read_text(encoding="utf-8") for file in (
+        "blns.txt", "tldr_multilingual.md", "nanogpt_model.py.txt")]
+    rng = random.Random(0)
+    letters = "abc ABC  \t\n\r'sSlLve0123456789é\u0301🙂中文١٢½ :.,!?_-\u00a0\u200b\u2028"
+    texts += ["".join(rng.choices(letters, k=rng.randint(0, 30))) for _ in range(2000)]
+    for text in texts:
+        assert ours.encode_ordinary(text) == theirs.encode(text, add_special_tokens=False).ids
+    lines = (REAL / "tokenizers/golden" / f"{golden}.jsonl").read_bytes().decode().split("\n")
+    for case in (json.loads(line) for line in lines if line):
+        if "<|" not in case["text"]:  # there, special tokens are not text
+            assert ours.encode_ordinary(case["text"]) == case["ids"], case["text"]

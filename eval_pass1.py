@@ -72,22 +72,27 @@ def pass1_interval(correct: list[int], samples: int = 1) -> tuple[float, float, 
         return mean, *wilson(mean, N)
     if 0.2 < mean < 0.8:
         return mean, max(0.0, mean - Z * error), min(1.0, mean + Z * error)
-    return mean, *wilson(mean, mean * (1 - mean) / error**2)
+    return mean, *wilson(mean, min(mean * (1 - mean) / error**2, N * samples))
 
 
 def paired_difference(first: list[int], other: list[int], samples: int = 1) -> tuple[float, float, float, float]:
     """other's pass@1 minus first's on the same problems: (difference, low, high, p), the first three as fractions.
 
-    The 95% interval is from the differences problem by problem (Miller 2024). p is McNemar's exact one, two-sided: how
-    often a fair coin would part the problems that only one of the two solved (more often) as unevenly.
+    The 95% interval is from the differences problem by problem (Miller 2024); with one sample each as Agresti and Min
+    (2005) have it, half a problem more in each of four cells, so that it is honest where the two hardly differ. p is
+    McNemar's exact one, two-sided: how often a fair coin would part the problems that one solved more often than the
+    other as unevenly.
     """
     N = len(first)
     differences = [(b - a) / samples for a, b in zip(first, other, strict=True)]
-    mean = sum(differences) / N
-    half = Z * math.sqrt(sum((d - mean) ** 2 for d in differences) / max(N - 1, 1) / N)
-    up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    up, down, mean = sum(d > 0 for d in differences), sum(d < 0 for d in differences), sum(differences) / N
+    middle, error = mean, math.sqrt(sum((d - mean) ** 2 for d in differences) / max(N - 1, 1) / N)
+    if samples == 1:
+        middle = (up - down) / (N + 2)
+        error = math.sqrt((up + down + 1) / (N + 2) - middle**2) / math.sqrt(N + 2)
     tail = sum(math.comb(up + down, i) for i in range(min(up, down) + 1))
-    return mean, mean - half, mean + half, min(1.0, 2 * tail / 2 ** (up + down))
+    low, high = max(-1.0, middle - Z * error), min(1.0, middle + Z * error)
+    return mean, low, high, min(1.0, 2 * tail / 2 ** (up + down))
 
 
 # ---- Grader ----------------------------------------------------------------------------------------------------------
@@ -872,12 +877,15 @@ def data_file(path: str | Path, name: str) -> Path:
     """NAME.jsonl or NAME.csv of a data folder; a file is itself."""
     path = Path(path)
     if path.is_dir():
-        return path / (f"{name}.csv" if not (path / f"{name}.jsonl").exists() else f"{name}.jsonl")
+        return path / (f"{name}.csv" if (path / f"{name}.csv").exists() else f"{name}.jsonl")
     return path
 
 
 def read_rows(path: Path) -> list[tuple[str, dict]]:
     """(where, fields) of each row of a CSV file or a JSONL file; blank lines are passed over."""
+    if not path.is_file():
+        maker = path.parent / "prepare.py"
+        raise ValueError(f"{path}: there is no such file" + (f"; python {maker} makes it" if maker.exists() else ""))
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -921,7 +929,7 @@ def load_problems(path: str | Path) -> list[dict]:
             subject = row.get("High-level domain") or row.get("Subdomain") or "all"
         elif "question" in row and "problem" not in row:
             problem = dict(kind="gsm8k", problem=row["question"], solution=row.get("answer"), answer=None)
-            if "####" in str(problem["solution"]):
+            if isinstance(problem["solution"], str) and "####" in problem["solution"]:
                 working, _, problem["answer"] = (part.strip() for part in problem["solution"].rpartition("####"))
                 problem["working"] = re.sub(r"<<[^>]*>>", "", working)  # its calculator's notes
         else:
@@ -932,15 +940,18 @@ def load_problems(path: str | Path) -> list[dict]:
             if not isinstance(problem[name], str) and (name, problem[name]) != ("answer", None):
                 raise ValueError(f"{where}: no text for {name!r}; want MATH's problem, solution (and answer), GSM8K's "
                                  "question and answer, or GPQA's columns")
-        level = f"Level {level}" if str(level).isdigit() else str(level)  # MATH-500 has 5 for MATH's "Level 5"
         problem.setdefault("working", problem["solution"])
-        problems.append(dict(problem, id=number, level=level, subject=str(subject)))
+        problems.append(dict(problem, id=number, level=level_name(level), subject=str(subject)))
     return problems
+
+
+def level_name(level) -> str:
+    return f"Level {level}" if str(level).isdigit() else str(level)  # MATH-500 has 5 for MATH's "Level 5"
 
 
 def read_choice(row: dict, where: str) -> dict:
     """A row of GPQA's CSV. The order of its options is drawn from a hash of its question, so it is everyone's."""
-    missing = [name for name in GPQA if not str(row.get(name) or "").strip()]
+    missing = [name for name in GPQA if not isinstance(row.get(name), str) or not row[name].strip()]
     if missing:
         raise ValueError(f"{where}: column {missing[0]!r} is missing or empty; want {', '.join(GPQA)}")
     question, *texts = (row[name].strip() for name in GPQA)
@@ -1020,14 +1031,17 @@ class Protocol:
             raise ValueError(f"--prompt {name!r}: want one of {', '.join(PROTOCOLS)}, or a text with {{problem}} in "
                              "it; --help-prompts prints them all")
         self.name, entry = name, PROTOCOLS.get(name)
-        if not entry:  # a shell has no easy way to write a line feed
-            question = name.replace("\\n", "\n")
-            self.name = "own prompt"
+        if entry and name != "plain":
+            self.name += " in our wording"
+        if not entry:  # a shell has no easy way to write a line feed; \nabla is none
+            question = re.sub(r"\\n(?![a-z])", "\n", name)
+            self.name = repr(question)
             entry = dict(chat=False, option="({}) {}",
                          math=(0, 256, question, "{solution}" if question[-1].isspace() else " {solution}"))
         self.chat, self.option = entry["chat"], entry["option"]
         self.shots, self.max_new_tokens, self.question, self.answer = entry.get(kind, entry["math"])
-        self.cut = "\n" + self.question.partition("{problem}")[0].strip().partition("\n")[0]
+        first = self.question.partition("{problem}")[0].strip().partition("\n")[0]
+        self.cut = f"\n{first}" if ":" in first else ""  # how an invented next problem would begin: "Problem:", "Q:"
         self.examples = []
 
     def ask(self, problem: dict) -> str:
@@ -1119,11 +1133,11 @@ def decode(encoding: tiktoken.Encoding, tokens: list[int]) -> str:
 
 
 def auto_batch_size(model: GPT, tokens: int) -> int:
-    """As many rows of that many tokens as their keys and values fit half of the free GPU memory; 100 on a CPU."""
+    """As many rows of that many tokens as their keys and values fit half of the free GPU memory, or 2 GiB on a CPU."""
     weight, config = model.model.embed_tokens.weight, model.config
-    if weight.device.type != "cuda":
-        return 100
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * weight.element_size()
+    if weight.device.type != "cuda":
+        return max(1, min(100, 2**31 // row))
     return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // row))
 
 
@@ -1155,7 +1169,7 @@ def answers(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], promp
                 continue
             ended = bool(tokens) and tokens[-1] in ends
             text = decode(encoding, tokens[:-1] if ended else tokens or [])
-            completion, invented, _ = text.partition(cut) if cut.strip() else (text, "", "")
+            completion, invented, _ = text.partition(cut) if cut else (text, "", "")
             records.append(dict(
                 id=problems[i]["id"], sample=n, kind=problems[i]["kind"], level=problems[i]["level"],
                 subject=problems[i]["subject"], prompt=decode(encoding, prompts[i]), completion=completion,
@@ -1195,7 +1209,10 @@ def by_problem(records: list[dict]) -> dict[int, list[bool]]:
 def pass1(records: list[dict]) -> dict:
     """n problems, their pass@1 with its 95% interval."""
     samples = by_problem(records)
-    mean, low, high = pass1_interval([sum(s) for s in samples.values()], len(next(iter(samples.values()))))
+    counts = {len(s) for s in samples.values()}
+    if len(counts) > 1:
+        raise ValueError(f"problems have {min(counts)} to {max(counts)} answers each: an unfinished run, or a mixture")
+    mean, low, high = pass1_interval([sum(s) for s in samples.values()], counts.pop())
     return dict(n=len(samples), pass1=mean, low=low, high=high)
 
 
@@ -1223,13 +1240,13 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
     summaries = {name: summarize(records, ks) for name, records in columns.items()}
     first = next(iter(summaries.values()))
     width = max(20, *(len(name) + 2 for name in columns))
-    rows = [(group, first[by][group]["n"], [s[by][group] for s in summaries.values()])
+    rows = [(group, first[by][group]["n"], [s.get(by, {}).get(group) for s in summaries.values()])
             for by in ("level", "subject") for group in first.get(by, {})]
     rows.append(("all", first["n"], list(summaries.values())))
     left = max(14, *(len(row[0]) + 2 for row in rows))
     print(f"{'pass@1, %':{left}}{'problems':>8}" + "".join(f"{name:>{width}}" for name in columns))
     for group, n, cells in rows:
-        texts = [f"{100 * c['pass1']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]" for c in cells]
+        texts = [f"{100 * c['pass1']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]" if c else "-" for c in cells]
         print(f"{group:{left}}{n:8}" + "".join(f"{text:>{width}}" for text in texts))
     if not details:
         return
@@ -1247,8 +1264,9 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
     for other, its in others:
         counts = [[sum(s) for s in by_problem(column).values()] for column in (records, its)]
         mean, low, high, p = paired_difference(*counts, first["samples"])
+        test = "McNemar's exact" if first["samples"] == 1 else "sign test's"
         print(f"{other} - {name}: {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], paired by problem; "
-              f"McNemar's exact p = {p:.2g}")
+              f"{test} p = {p:.2g}")
 
 
 # ---- The command line ------------------------------------------------------------------------------------------------
@@ -1285,7 +1303,8 @@ def parse_args(argv=None):
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
     ask.add_argument("--prompt", default="plain", metavar="P",
-                     help=f"{', '.join(PROTOCOLS)}, or a text with {{problem}} in it (default: plain)")
+                     help=f"{', '.join(PROTOCOLS)}, or a text with {{problem}} in it, where \\\\n is a line feed "
+                          "(default: plain)")
     ask.add_argument("--help-prompts", action="store_true", help="print every named protocol in full, and end")
     ask.add_argument("--few-shot", type=int, metavar="K",
                      help="worked examples before the problem (default: the protocol's)")
@@ -1299,7 +1318,7 @@ def parse_args(argv=None):
     ask.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of --limit (default: 0)")
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", default="auto", metavar="N", help="prompts at a time, or auto (default: auto)")
-    run.add_argument("--out", metavar="FOLDER", help="writes samples.jsonl, a line a sample as it goes, and "
+    run.add_argument("--out", metavar="FOLDER", help="writes samples.jsonl, a line a sample, batch by batch, and "
                                                      "summary.json; a run that was stopped goes on from there")
     run.add_argument("--regrade", metavar="FILE", help="no model: grades the lines of a samples.jsonl, or of any "
                                                        "JSONL with response and gold, anew")
@@ -1339,6 +1358,8 @@ def pick_problems(args) -> tuple[list[dict], list[dict]]:
 def pick_examples(args, protocol: Protocol, every: list[dict]) -> None:
     """Gives the protocol its worked examples: the first of the file that are not under test themselves."""
     count = protocol.shots if args.few_shot is None else args.few_shot
+    if not count and args.few_shot_from:
+        raise ValueError(f"--few-shot-from {args.few_shot_from}: this protocol has no examples; add --few-shot K")
     if not count:
         return
     source = Path(args.few_shot_from) if args.few_shot_from else data_file(args.data, "train")
@@ -1346,21 +1367,23 @@ def pick_examples(args, protocol: Protocol, every: list[dict]) -> None:
         raise ValueError(f"{count} worked examples are wanted: add --few-shot-from FILE (or --few-shot 0)")
     tested = {" ".join(problem["problem"].split()) for problem in every}
     pool = [p for p in load_problems(source) if " ".join(p["problem"].split()) not in tested and p["answer"]]
+    if any(("options" in p) != ("options" in every[0]) for p in pool):
+        raise ValueError(f"{source}: worked examples of another kind than the problems of {args.data}")
     if len(pool) < count:
         raise ValueError(f"{source}: {len(pool)} worked examples that are not under test, {count} are wanted")
     protocol.examples = pool[:count]
 
 
 def weights_of(folder: str | Path) -> dict[str, str]:
-    """{file: sha256 of its first and last MB and size} of a model's or adapter's weights and config: what it is."""
+    """{file: sha256} of what makes a model or an adapter: weights, configs, tokenizer."""
     found = {}
     for path in sorted(Path(folder).glob("*")):
         if path.suffix in (".safetensors", ".json", ".tiktoken", ".model", ".jinja") and path.name != "run.json":
+            digest = hashlib.sha256()
             with open(path, "rb") as file:
-                ends = file.read(2**20)
-                size = file.seek(0, 2)
-                file.seek(max(0, size - 2**20))
-                found[path.name] = hashlib.sha256(ends + file.read() + str(size).encode()).hexdigest()
+                while block := file.read(2**24):
+                    digest.update(block)
+            found[path.name] = digest.hexdigest()
     return found
 
 
@@ -1372,11 +1395,11 @@ def remove_lora(model: GPT) -> None:
 
 
 class Samples:
-    """samples.jsonl of --out: the lines of a run that was stopped, and a line more for each sample as it comes."""
+    """samples.jsonl of --out: the lines of a run that was stopped, and a line more for each sample, batch by batch."""
 
     def __init__(self, out: str | None, settings: dict):
-        self.path, self.records = Path(out, "samples.jsonl") if out else None, []
-        if not out:
+        self.path, self.records = Path(out, "samples.jsonl") if out is not None else None, []
+        if out is None:
             return
         Path(out).mkdir(parents=True, exist_ok=True)
         if Path(out, "settings.json").exists():
@@ -1384,15 +1407,25 @@ class Samples:
             changed = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
             if changed:
                 raise ValueError(f"--out {out} holds another run ({', '.join(changed)} differ): choose another folder")
-        elif any(Path(out).iterdir()):
+        elif any(path.suffix != ".tmp" and path.name[0] != "." for path in Path(out).iterdir()):
             raise ValueError(f"--out {out} holds files that are no run of eval_pass1.py: choose another folder")
         write_json(Path(out, "settings.json"), settings)
-        if self.path.exists():
-            data = self.path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]  # without the line in which the run was stopped
-            if len(whole) < len(data):
-                os.truncate(self.path, len(whole))
-            self.records = [json.loads(line) for line in whole.decode().split("\n") if line]
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]  # without the line in which the run was stopped
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        found = {}
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            try:
+                record = json.loads(line)
+                record |= graded(record["completion"], record["gold"], record["kind"],
+                                 record["reason"] != "prompt too long")  # by the grader of today
+                found.setdefault((record["adapter"], record["id"], record["sample"]), record)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{self.path}, line {number}: no sample of this run; remove the line") from None
+        self.records = list(found.values())  # a second process may have written the same sample
 
     def add(self, records: list[dict]) -> None:
         self.records += records
@@ -1402,26 +1435,30 @@ class Samples:
 
 
 def regrade(args) -> None:
-    """Grades a stored file anew and says what has changed."""
+    """Grades a stored file anew and says what has changed. Rows with the same id are answers to one problem."""
     columns, changed, judged = {}, [], 0
     for number, (where, row) in enumerate(read_rows(Path(args.regrade))):
         text, gold = row.get("completion", row.get("response")), row.get("gold")
         if not isinstance(text, str) or not isinstance(gold, str):
             raise ValueError(f"{where}: want a completion or response and its gold answer, as strings")
         kind = args.kind or next((kind for kind in KINDS if kind in str(row.get("kind"))), "math")
-        record = dict(id=number, sample=0, level="all", subject="all", tokens=0, truncated=False, seconds=0.0) | row
-        record = {**record, "kind": kind, **graded(text, gold, kind, row.get("reason") != "prompt too long")}
+        verdict = graded(text, gold, kind, row.get("reason") != "prompt too long")
         before = row.get("correct", row.get("label"))
         judged += isinstance(before, bool)
-        if isinstance(before, bool) and before != record["correct"]:
-            changed.append(f"  {where}: {'right' if before else 'wrong'} → {record['reason']}, "
-                           f"{record['extracted']!r:.60} against {gold!r:.60}")
-        columns.setdefault(str(row.get("adapter", "responses")), []).append(record)
+        if isinstance(before, bool) and before != verdict["correct"]:
+            changed.append(f"  {where}: {'right' if before else 'wrong'} → {verdict['reason']}, "
+                           f"{verdict['extracted']!r:.60} against {gold!r:.60}")
+        problem = next((row[name] for name in ("id", "problem_id", "unique_id", "test_index") if name in row), number)
+        column = columns.setdefault(str(row.get("adapter", "responses")), [])
+        column.append(dict(id=str(problem), sample=len(column), kind=kind, level=level_name(row.get("level", "all")),
+                           subject=str(row.get("subject", "all")), tokens=0, truncated=False, seconds=0.0, **verdict))
     kinds = sorted({record["kind"] for column in columns.values() for record in column})
     print(f"regraded {args.regrade}; grader {', '.join(kinds)}, exact")
-    print_table(columns)
+    print_table({"base" if name == "none" else name: column for name, column in columns.items()})
     if judged:
         print(f"{judged:,} had a verdict; {len(changed):,} have another now", *changed[:20], sep="\n")
+        if len(changed) > 20:
+            print(f"  and {len(changed) - 20:,} more")
 
 
 def main(argv=None):
@@ -1431,7 +1468,7 @@ def main(argv=None):
         print(help_prompts())
         return
     try:
-        if args.regrade:
+        if args.regrade is not None:
             regrade(args)
             return
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -1450,11 +1487,14 @@ def main(argv=None):
         prompts = [protocol.encode(encoding, problem, bos, chat) for problem in problems]
         longest = min(model.config.max_position_embeddings, max(map(len, prompts)) + max_new_tokens)
         batch_size = auto_batch_size(model, longest) if args.batch_size == "auto" else int(args.batch_size)
+        if not all(prompts):
+            raise ValueError(f"--prompt {args.prompt!r}: a problem's prompt has no token")
         for adapter in adapters:  # before anything is written
             if adapter != "none":
                 remove_lora(load_adapter(model, adapter))
         settings = dict(
-            base=weights_of(args.base), adapters={a: weights_of(a) if a != "none" else {} for a in adapters},
+            base=args.out and weights_of(args.base),
+            adapters={adapter: weights_of(adapter) if args.out and adapter != "none" else {} for adapter in adapters},
             problems=hashlib.sha256(repr([(p["id"], q) for p, q in zip(problems, prompts)]).encode()).hexdigest(),
             gold=hashlib.sha256(repr([p["answer"] for p in problems]).encode()).hexdigest(), kind=kind,
             prompt=args.prompt, few_shot=len(protocol.examples), max_new_tokens=max_new_tokens, samples=args.samples,
@@ -1464,7 +1504,8 @@ def main(argv=None):
         parser.error(str(error))
 
     asked = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}, top-p {args.top_p:g}"
-    turns = ", chat turns" if chat else ", turns as plain text (no chat template in --base)" if protocol.chat else ""
+    turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
+    turns = f", chat turns ({chat.source})" if chat else turns
     print(f"protocol {protocol.name}{turns}, {len(protocol.examples)}-shot, {asked}, {args.samples} "
           f"sample{'s' * (args.samples > 1)} a problem, at most {max_new_tokens:,} new tokens; grader {kind}, exact")
     if len(problems) < len(every):
@@ -1490,9 +1531,9 @@ def main(argv=None):
             if sys.stdout.isatty():
                 print(f"\r{adapter}: {len(records):,} of {len(problems) * args.samples:,}", end="", flush=True)
         if sys.stdout.isatty():
-            print("\r" + " " * 60, end="\r")
+            print("\r" + " " * (len(adapter) + 30), end="\r")
         remove_lora(model)
-        columns[adapter if adapter != "none" else "base"] = records
+        columns["base" if adapter == "none" and "base" not in adapters else adapter] = records
     print_table(columns, args.k, details=True)
     if args.out:
         write_json(Path(args.out, "summary.json"), {**settings, "models": {
@@ -1504,3 +1545,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("\neval_pass1.py: interrupted; with --out the same command goes on from here")
+    except BrokenPipeError:  # as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-import jinja2
 import tiktoken
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -395,7 +394,7 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
     return HubEncoding(files[0], ranks, spec["special_tokens"], spec["pat_str"])
 
 
-# The turns of folders that hold a rank file and no template, told by a special token: Meta's own Llama 3, ChatML.
+# The turns of a folder that has a rank file alone, told by a special token: Llama 3's and ChatML's.
 TURNS = {
     "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
                            "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
@@ -411,18 +410,12 @@ def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list
     The folder's template, rendered in a sandbox as transformers does, but without today's date: a prompt is the same
     tomorrow. Special tokens in a message are just text. Raises ValueError for a template that cannot be rendered.
     """
-    path = Path(folder, "tokenizer_config.json")
+    path, file = Path(folder, "tokenizer_config.json"), Path(folder, "chat_template.jinja")
     config = read_json(path) if path.is_file() else {}
-    source = config.get("chat_template")
-    if isinstance(source, list):  # several
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if (path := Path(folder, "chat_template.jinja")).is_file():
-        source = path.read_text(encoding="utf-8")
-    source = source or next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
-    if source is None:
+    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
+    source = file.read_bytes() if file.is_file() else config.get("chat_template") if path.is_file() else guess
+    if not source:
         return None
-    names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
-             if name.endswith("_token") and token}
     special = "|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)"
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                             extensions=["jinja2.ext.loopcontrols"])
@@ -432,19 +425,25 @@ def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list
         mark = next(chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)  # breaks up what looks special
         broken = [m | {"content": re.sub(special, lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
         try:
-            text = sandbox.from_string(source).render(messages=broken, add_generation_prompt=True, **names)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{folder}: its chat template cannot be rendered ({error})") from None
+            text = source.decode() if isinstance(source, bytes) else source
+            if isinstance(text, list):  # several, by name
+                text = {entry["name"]: entry["template"] for entry in text}["default"]
+            names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
+                     if name.endswith("_token") and token}
+            text = sandbox.from_string(text).render(messages=broken, add_generation_prompt=True, **names)
+        except Exception as error:  # a template is a stranger's program: it may fail in any way
+            raise ValueError(f"{folder}: its chat template cannot be rendered ({error!r})") from None
         return [token for i, piece in enumerate(re.split(f"({special})", text)) for token in (
             [encoding.encode_single_token(piece)] if i % 2 else encoding.encode_ordinary(piece.replace(mark, "")))]
 
+    encode.source = "guessed from the special tokens" if source is guess else "the folder's template"
     return encode
 
 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
     """Copies the tokenizer's files byte for byte, so that a saved model folder is complete."""
     for path in Path(source).iterdir():
-        if path.suffix == ".tiktoken" or path.name in ("spec.json", "tokenizer.model", "tokenizer.json",
-                                                       "tokenizer_config.json", "special_tokens_map.json"):
+        if path.suffix in (".tiktoken", ".jinja") or path.name in (
+                "spec.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             shutil.copyfile(path, Path(folder, path.name + ".tmp"))
             os.replace(Path(folder, path.name + ".tmp"), Path(folder, path.name))

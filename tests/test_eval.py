@@ -150,14 +150,35 @@ def test_intervals():
 
 
 def test_the_paired_difference_is_mcnemars():
-    """One sample: p is the two-sided binomial tail of the discordant problems; the difference and its error by hand."""
+    """One sample: p is the two-sided binomial tail of the discordant problems, the interval Agresti and Min's."""
     first, other = [1] * 10 + [0] * 20 + [1] * 3, [1] * 10 + [0] * 8 + [1] * 12 + [0] * 3
-    mean, low, high, p = paired_difference(first, other)  # 12 up, 3 down, of 33
+    mean, low, high, p = paired_difference(first, other)  # 12 up, 3 down, of 33: 12.5 and 3.5 of 35
     assert math.isclose(mean, 9 / 33) and math.isclose(p, 2 * sum(math.comb(15, i) for i in range(4)) / 2**15)
-    error = math.sqrt((15 - 33 * (9 / 33) ** 2) / 32 / 33)
-    assert math.isclose(high - mean, 1.959963984540054 * error) and math.isclose(mean - low, high - mean)
-    assert paired_difference(first, first) == (0.0, 0.0, 0.0, 1.0)
-    assert paired_difference([0, 4, 2], [4, 4, 0], 4)[0] == (1 + 0 - 0.5) / 3
+    error = 1.959963984540054 * math.sqrt((16 / 35 - (9 / 35) ** 2) / 35)
+    assert math.isclose(low, 9 / 35 - error) and math.isclose(high, 9 / 35 + error)
+    mean, low, high, p = paired_difference(first, first)
+    assert (mean, p) == (0, 1) and -0.1 < low < 0 < high < 0.1 and math.isclose(low, -high)
+    assert paired_difference([0] * 10, [1] * 10)[2] == 1 and paired_difference([0] * 10, [1] * 10)[1] < 0.7
+
+
+def test_the_paired_difference_of_several_samples_is_millers():
+    """The differences problem by problem are the sample: their mean and its textbook standard error."""
+    mean, low, high, _ = paired_difference([0, 4, 2], [4, 4, 0], 4)
+    assert mean == (1 + 0 - 0.5) / 3
+    deviation = math.sqrt(sum((d - mean) ** 2 for d in (1, 0, -0.5)) / 2)
+    assert math.isclose(low, mean - 1.959963984540054 * deviation / math.sqrt(3)) and high == min(1, 2 * mean - low)
+
+
+@pytest.mark.parametrize("p, change", [(0.5, 0.02), (0.5, 0.2), (0.9, 0.1)])
+def test_the_paired_interval_covers_the_truth(p, change):
+    """Two models that differ on few or many of 198 problems: coverage of at least 93.5% in 2,000 runs."""
+    rng, covered = random.Random(f"{p} {change}"), 0
+    for _ in range(2000):
+        first = [int(rng.random() < p) for _ in range(198)]
+        other = [1 - a if rng.random() < change else a for a in first]
+        _, low, high, _ = paired_difference(first, other)
+        covered += low <= change * (1 - 2 * p) <= high
+    assert covered / 2000 >= 0.935 - 2.5 * math.sqrt(0.95 * 0.05 / 2000)
 
 
 # Problems.
@@ -312,7 +333,8 @@ def chat_folder(folder, template, special, as_file=False):
         (folder / "chat_template.jinja").write_text(template)
     elif template:
         config["chat_template"] = template
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if template:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return load_chat(folder, load_tokenizer(folder)), load_tokenizer(folder)
 
 
@@ -354,9 +376,12 @@ def test_a_folder_without_a_template_is_told_by_its_special_tokens(tmp_path):
     assert encoding.decode(chat(MESSAGES[:1])) == (
         "<|im_start|>user\nProblem:\n1 + 1?\n\nSolution:<|im_end|>\n<|im_start|>assistant\n")
     assert load_chat(ROOT / "data/base", load_tokenizer(ROOT / "data/base")) is None
+    (tmp_path / "llama/tokenizer_config.json").write_text("{}")  # a base model's, which has no turns
+    assert load_chat(tmp_path / "llama", load_tokenizer(tmp_path / "llama")) is None
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system') }}", "{{ messages.no.no }}"])
+@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system') }}", "{{ messages.no.no }}",
+                                      "{{ 1 / 0 }}", "{{ messages[0].content + 1 }}", 5, [dict(name="x")]])
 def test_a_template_that_fails_says_so(tmp_path, template):
     """Broken, or one that refuses the turns: ValueError."""
     chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
@@ -479,6 +504,24 @@ def test_another_command_does_not_mix_into_a_stored_run(tmp_path, capsys, adapte
     assert "no run" in fails(capsys, *flags[:-1], adapter)
 
 
+def test_a_sample_that_two_processes_wrote_counts_once(tmp_path, capsys):
+    """Lines that stand twice change no table; a line that is no sample is named; verdicts are the grader's of today."""
+    flags = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out", tmp_path / "o"]
+    table, path = table_of(evaluate(capsys, *flags)), tmp_path / "o/samples.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, *lines[:2], lines[3].replace('"correct": false', '"correct": true')]))
+    assert table_of(evaluate(capsys, *flags)) == table
+    path.write_text(lines[0] + '{"id": 3}\n')
+    assert "line 2" in fails(capsys, *flags)
+
+
+def test_an_adapter_called_base_keeps_its_column(tmp_path, capsys, adapters, monkeypatch):
+    shutil.copytree(adapters[0], tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    out = evaluate(capsys, "--limit", 2, "--max-new-tokens", 2, "--adapter", "none", "--adapter", "base")
+    assert "base - none" in out
+
+
 def test_several_adapters_answer_as_each_does_alone(tmp_path, capsys, adapters):
     """In one process and in any order; none is the bare base."""
     flags = ["--limit", 12, "--max-new-tokens", 24]
@@ -517,10 +560,10 @@ def test_a_limit_is_random_by_seed_and_called_a_smoke_test(tmp_path, capsys):
 def test_the_first_line_names_the_protocol(capsys):
     flags = ["--adapter", "none", "--limit", 2, "--max-new-tokens", 3]
     out = evaluate(capsys, *flags, "--samples", 2, "--temperature", 0.7, "--prompt", "minerva", "--few-shot", 1)
-    assert out.splitlines()[0] == ("protocol minerva, 1-shot, temperature 0.7, top-p 1, 2 samples a problem, at most 3 "
-                                   "new tokens; grader math, exact")
+    assert out.splitlines()[0] == ("protocol minerva in our wording, 1-shot, temperature 0.7, top-p 1, 2 samples a "
+                                   "problem, at most 3 new tokens; grader math, exact")
     out = evaluate(capsys, *flags, "--data", CHOICE, "--prompt", "llama3")
-    assert out.startswith("protocol llama3, turns as plain text (no chat template in --base), 0-shot, greedy, 1 sample")
+    assert out.startswith("protocol llama3 in our wording, turns as plain text (no chat template in --base), 0-shot, ")
     assert "chance, %" in out and "25.0" in out
 
 
@@ -558,6 +601,17 @@ def test_regrading_reads_our_files_and_other_peoples(tmp_path, capsys):
     assert "grader choice, gsm8k, math" in out
 
 
+def test_regrading_takes_problems_as_the_unit(tmp_path, capsys):
+    """Rows of one problem are its samples, however their id is called; an uneven file is an error."""
+    rows = [dict(response=f"\\boxed{{{n % 2}}}", gold="1", problem_id=f"p{n // 4}", level=n // 4) for n in range(12)]
+    out = evaluate(capsys, "--regrade", write_rows(tmp_path / "r.jsonl", *rows))
+    assert re.search(r"^all +3 +50\.0 ", out, re.MULTILINE) and "Level 2" in out
+    assert "1 to 4 answers" in fails(capsys, "--regrade", write_rows(tmp_path / "u.jsonl", *rows[:5]))
+    rows = [dict(response="\\boxed{1}", gold="1", adapter=a, id=i, level=i) for a, i in (("a", 0), ("a", 1), ("b", 0))]
+    assert re.search(r"^Level 1 +1 +100\.0 .* +-$", evaluate(
+        capsys, "--regrade", write_rows(tmp_path / "t.jsonl", *rows)), re.MULTILINE)
+
+
 def test_the_kind_can_be_given(tmp_path, capsys):
     """GSM8K's fields graded as MATH, and the other way round."""
     path = write_rows(tmp_path / "g.jsonl", dict(question="q", answer="w #### 1,004"))
@@ -578,7 +632,9 @@ BAD = "bad.jsonl"
     (["--temperature", "nan"], "--temperature"), (["--top-p", "0"], "--top-p"), (["--k", "2"], "--k"),
     (["--few-shot", "-1"], "--few-shot"), (["--prompt", "nope"], "--help-prompts"),
     (["--prompt", "minerva", "--data", str(EQUATIONS / "test.jsonl")], "--few-shot"),
-    (["--few-shot", "2", "--few-shot-from", "absent"], "absent"), (["--kind", "choice"], "options"),
+    (["--few-shot", "2", "--few-shot-from", "absent"], "absent"), (["--few-shot-from", "absent"], "--few-shot K"),
+    (["--few-shot", "2", "--few-shot-from", str(CHOICE / "train.csv")], "another kind"),
+    (["--regrade", ""], "file"), (["--kind", "choice"], "options"),
     (["--kind", "essay"], "essay"), (["--regrade", "absent"], "absent"), (["--lim", "1"], "--lim"),
     (["--out", "README.md"], "README.md"),
 ])
@@ -594,6 +650,8 @@ def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, flags, word)
     ("b.jsonl", b'{"problem": "p", "solution": "s"}\n', "no answer"), ("b.jsonl", b"", "no problem"),
     ("b.jsonl", b"\xff\xfe", "UTF-8"), ("b.jsonl", b"[1]\n", "object"), ("b.jsonl", b"{\n", "line 1"),
     ("b.jsonl", b'{"problem": "p", "solution": "\\\\boxed{1}"}\n{"question": "q", "answer": "#### 1"}\n', "several"),
+    ("b.jsonl", b'{"question": "q", "answer": ["#### 3"]}', "answer"),
+    ("b.jsonl", b'{"Question": "q", "Correct Answer": 5}', "Correct Answer"),
     ("b.csv", b"Question,Correct Answer\nq,a\n", "Incorrect Answer 1"), ("b.csv", b"", "no problem"),
     ("b.csv", b"Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\nq,a,b,,d\n",
      "Incorrect Answer 2"),

@@ -6,6 +6,7 @@ little without the question. No question stands in both files, nor its numbers i
 tests/test_prepare.py works each answer out anew.
 """
 
+import argparse
 import csv
 import os
 import random
@@ -70,6 +71,7 @@ KINDS = {"Addition with carry": addition, "Order of operations": order, "Negativ
          "Fractions": fractions, "Percentages": percentages}
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # --help writes nothing
     rng, seen, made = random.Random(1337), set(), []
     while len(made) < 400:
         name = list(KINDS)[len(made) % len(KINDS)]

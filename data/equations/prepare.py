@@ -6,6 +6,7 @@ Level 1: x + a = b.  2: ax + b = c and x/a = b.  3: ax + b = cx + d.  4: with br
 No equation stands in two of the files, under any letter. tests/test_data.py puts each answer back into its equation.
 """
 
+import argparse
 import json
 import random
 import re
@@ -140,6 +141,7 @@ def problems(rng: random.Random) -> list[dict]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # --help writes nothing
     made = problems(random.Random(1337))
     for name, count in COUNTS.items():
         part, made = made[:count], made[count:]

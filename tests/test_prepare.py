@@ -545,6 +545,7 @@ def test_a_stopped_run_leaves_the_earlier_files(made_up_gsm8k, math_folder, tmp_
         raise stop
 
     monkeypatch.setattr(os, "replace", stopped)
+    monkeypatch.setattr(sys, "argv", ["prepare.py"])
     for module, source in ((gsm8k, made_up_gsm8k), (maths, math_folder), (gpqa, tmp_path / "mine.csv")):
         if isinstance(stop, OSError):
             refused(run(module, "--from", source, "--to", to), to, "No space left")

@@ -545,7 +545,6 @@ def test_a_stopped_run_leaves_the_earlier_files(made_up_gsm8k, math_folder, tmp_
         raise stop
 
     monkeypatch.setattr(os, "replace", stopped)
-    monkeypatch.setattr(sys, "argv", ["prepare.py"])
     for module, source in ((gsm8k, made_up_gsm8k), (maths, math_folder), (gpqa, tmp_path / "mine.csv")):
         if isinstance(stop, OSError):
             refused(run(module, "--from", source, "--to", to), to, "No space left")
@@ -556,6 +555,7 @@ def test_a_stopped_run_leaves_the_earlier_files(made_up_gsm8k, math_folder, tmp_
     (to / "train.jsonl").rename(tmp_path / "aside")
     shutil.copy(ROOT / "data/choice/prepare.py", to)
     before = contents(to)
+    monkeypatch.setattr(sys, "argv", ["prepare.py"])
     with pytest.raises(type(stop)):
         runpy.run_path(str(to / "prepare.py"), run_name="__main__")
     assert contents(to) == before

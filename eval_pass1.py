@@ -98,8 +98,9 @@ def paired_difference(first: list[int], other: list[int], samples: int = 1) -> t
 # ---- Grader ----------------------------------------------------------------------------------------------------------
 #
 # An answer is cut into tokens, read into its parts (lists, intervals, matrices ...), and its expressions are compared
-# exactly: rationals as rationals, all else by its value at a random point of two prime fields of 284 bits, in which an
-# accident is out of the question: x^p and x + p are not x, for exponents stay below 10^6 and numbers below both p.
+# exactly: rationals as rationals, all else by its value at a random point of two prime fields of 283 bits or more, in
+# which an accident is out of the question: x^p and x + p are not x, for exponents stay below 10^6 and numbers below p.
+# Checked by test_grader.py::test_the_fields_are_what_the_grader_needs.
 
 LONGEST = 10_000  # characters of an answer that are read as mathematics; a longer one is compared as a string
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s{0,9}")
@@ -222,7 +223,11 @@ def is_correct(response: str, gold: str, kind: str = "math") -> bool:
     math: equal as mathematics, else as normalised strings. gsm8k: as exact numbers; gold may be a solution that ends
     in "#### 18". choice: the letter.
     """
-    answer = extract_answer(response, kind)
+    return matches(extract_answer(response, kind), gold, kind)
+
+
+def matches(answer: str | None, gold: str, kind: str) -> bool:
+    """Whether an extracted answer equals the gold one."""
     if answer is None:
         return False
     if kind == "choice":
@@ -282,9 +287,11 @@ def rational(text: str) -> Fraction | None:
 
 # Spellings of one thing become one token: characters, commands, units.
 SYMBOLS = {**{s[0]: s[1:] + " " for s in (
-    r"×\times ·\cdot ⋅\cdot ÷\div √\sqrt π\pi θ\theta ∞\infty °^\circ ≤\le ≥\ge ≠\ne ±\pm ∓\mp ∪\cup ∈\in ∅\emptyset "
+    r"×\times ·\cdot ⋅\cdot ÷\div √\sqrt π\pi θ\theta ∞\infty °^\circ ≤\le ≥\ge ≠\ne "
+    r"±\pm ∓\mp ∪\cup ∈\in ∅\emptyset "
     r"½\frac12 ⅓\frac13 ⅔\frac23 ¼\frac14 ¾\frac34").split()},
            **dict.fromkeys("−–—‐‑‒―－﹣", "-"), "€": "\\text{euro}"}
+PLAIN = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "0123456789" * 2)
 RENAMED = dict(pair.split() for pair in (
     r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,"
     r"\geqslant \ge,\lt <,\gt >,\neq \ne,\varnothing \emptyset,\lbrace \{,\rbrace \},\lvert |,"
@@ -304,8 +311,8 @@ ACCENTS = set("overline bar vec hat mathbb mathcal overrightarrow".split())
 TOKEN = re.compile(
     r"(?P<skip>\s+|[$~]|\\(?:left|right)\s*\.|\\[,;:!> ()\[\]]|"
     r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^\\{])|\\[hm]space\*?\s*\{[^{}]*\}|\\\Z|"
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad|(?:neg)?(?:thin|med|thick)space|enspace|space|"
-    r"large|bf|mathbf|boldsymbol|bm|mathit|mathsf)(?![a-zA-Z]))|"
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad|(?:neg)?(?:thin|med|thick)space|enspace|"
+    r"space|large|bf|mathbf|boldsymbol|bm|mathit|mathsf)(?![a-zA-Z]))|"
     r"\\(?P<style>text(?:bf|it|rm|sf|normal)?|[mh]box|mathrm|operatorname\*?)\s*\{(?P<words>[^{}]*)\}|"
     r"(?P<environment>\\(?:begin|end)\s*\{[a-zA-Z]*\*?\})|"
     r"(?P<based>[0-9A-F]+_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])))|"
@@ -316,8 +323,8 @@ TOKEN = re.compile(
 def tokens_of(text: str, thousands: bool = True) -> list[str]:
     """LaTeX or plain mathematics as tokens; a word or unit is a token that begins with a quote."""
     text = "".join(SYMBOLS.get(c, c) for c in text).replace(">=", "\\ge ").replace("<=", "\\le ")
-    for digits, sign in (("⁰¹²³⁴⁵⁶⁷⁸⁹", "^"), ("₀₁₂₃₄₅₆₇₈₉", "_")):
-        text = re.sub(f"[{digits}]+", lambda run: f"{sign}{{{''.join(str(digits.index(c)) for c in run[0])}}}", text)  # noqa: B023
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda run: f"^{{{run[0].translate(PLAIN)}}}", text)  # x¹² is x^{12}
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda run: f"_{{{run[0].translate(PLAIN)}}}", text)
     end = len(text.rstrip(".,;$ \n"))
     text = text[: end + text[:end].endswith("\\")]  # but for \, and \$
     text = re.sub(r"\\\\\s*\[[^\]]{0,9}\]", r"\\\\", text)  # a row break with its height
@@ -1182,7 +1189,7 @@ def answers(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], promp
 def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     """What the grader says of a completion; asked is False where the prompt was longer than the context."""
     extracted = extract_answer(completion, kind) if asked else None
-    correct = asked and is_correct(completion, gold, kind)
+    correct = matches(extracted, gold, kind)
     reason = "right" if correct else "wrong" if extracted else "no answer" if asked else "prompt too long"
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 

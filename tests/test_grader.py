@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import eval_pass1
-from eval_pass1 import extract_answer, is_correct
+from eval_pass1 import FIELDS, extract_answer, is_correct
 
 KINDS = ("math", "gsm8k", "choice")
 MINUS_SIGNS = ("-", "−", "–", "—", "－", "﹣")
@@ -1104,3 +1104,11 @@ def test_choices_that_were_once_read_wrong(response, letter):
 ])
 def test_numbers_that_were_once_read_wrong(response, gold, right):
     assert is_correct(response, gold, "gsm8k") is right
+
+
+def test_the_fields_are_what_the_grader_needs():
+    """p and (p - 1)/2 are prime, numbers of up to 280 bits stay below p, and every prime below 200 is a square."""
+    assert len(set(FIELDS)) == len(FIELDS) >= 4
+    for p in FIELDS:
+        assert sympy.isprime(p) and sympy.isprime((p - 1) // 2) and p > 2**281
+        assert all(pow(n, (p - 1) // 2, p) == 1 for n in sympy.primerange(200))

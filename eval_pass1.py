@@ -21,14 +21,15 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import tiktoken
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from hf import load_adapter, load_chat, load_model, load_tokenizer, read_json, write_json
+from hf import load_adapter, load_model, load_tokenizer, read_json, write_json
 from lora_alpha import GPT, GPTConfig, lora_layers
 
 HERE = Path(__file__).resolve().parent
@@ -1113,6 +1114,52 @@ def end_tokens(encoding: tiktoken.Encoding, config: GPTConfig, chat: bool = Fals
 def begin_token(encoding: tiktoken.Encoding, config: GPTConfig) -> int | None:
     """The token that begins every text: as the tokenizer's file says, where it does; else the model's bos_token_id."""
     return getattr(encoding, "bos", config.bos_token_id)
+
+
+# The turns of a folder that has a rank file alone, told by a special token: Llama 3's and ChatML's.
+TURNS = {
+    "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
+                           "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+                           "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+    "<|im_start|>": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+                    "{% endfor %}{{ '<|im_start|>assistant\\n' }}",
+}
+
+
+def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list[dict]], list[int]] | None:
+    """A function from messages (role, content) to tokens, up to where the assistant speaks; None without a template.
+
+    The folder's template, rendered in a sandbox as transformers does, but without today's date: a prompt is the same
+    tomorrow. Special tokens in a message are just text. Raises ValueError for a template that cannot be rendered.
+    """
+    path, file = Path(folder, "tokenizer_config.json"), Path(folder, "chat_template.jinja")
+    config = read_json(path) if path.is_file() else {}
+    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
+    source = file.read_bytes() if file.is_file() else config.get("chat_template") if path.is_file() else guess
+    if not source:
+        return None
+    special = "|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)"
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                            extensions=["jinja2.ext.loopcontrols"])
+
+    def encode(messages: list[dict]) -> list[int]:
+        said = "".join(message["content"] for message in messages)
+        mark = next(chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)  # breaks up what looks special
+        broken = [m | {"content": re.sub(special, lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+        try:
+            text = source.decode() if isinstance(source, bytes) else source
+            if isinstance(text, list):  # several, by name
+                text = {entry["name"]: entry["template"] for entry in text}["default"]
+            names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
+                     if name.endswith("_token") and token}
+            text = sandbox.from_string(text).render(messages=broken, add_generation_prompt=True, **names)
+        except Exception as error:  # a template is a stranger's program: it may fail in any way
+            raise ValueError(f"{folder}: its chat template cannot be rendered ({error!r})") from None
+        return [token for i, piece in enumerate(re.split(f"({special})", text)) for token in (
+            [encoding.encode_single_token(piece)] if i % 2 else encoding.encode_ordinary(piece.replace(mark, "")))]
+
+    encode.source = "guessed from the special tokens" if source is guess else "the folder's template"
+    return encode
 
 
 def encode_prompt(encoding: tiktoken.Encoding, problem: dict, bos: int | None = None) -> list[int]:

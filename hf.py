@@ -1,25 +1,32 @@
 """What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers.
 
-Read top to bottom: model folders → adapters → tokenizers, chat templates. No pickle is read or written. Every file is
+Read top to bottom: model folders → adapters → tokenizers. No pickle is read or written. Every file is
 written under a temporary name and then renamed, so that what was there before survives a failed write.
 """
 
 import base64
 import json
+import math
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 import tiktoken
 import torch
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers
+from lora_alpha import ALL_LINEAR, GPT, GPTConfig, inject_lora, lora_layers, lora_scaling
+
+# What torch.compile, FSDP, activation checkpointing and DDP put into the names of what they wrap.
+WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|^module)\.")
+# What transformers takes where config.json lacks the key.
+DEFAULTS = {"llama": dict(max_position_embeddings=2048),
+            "mistral": dict(max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096),
+            "qwen2": dict(max_position_embeddings=32768, num_key_value_heads=32),
+            "qwen3": dict(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128)}
 
 # ---- Model folders ---------------------------------------------------------------------------------------------------
 
@@ -36,8 +43,7 @@ def read_json(path: str | Path) -> dict:
 
 
 def is_number(value) -> bool:
-    """A finite int or float, of a size that float arithmetic can hold; no bool."""
-    return type(value) in (int, float) and abs(value) < 1e300
+    return type(value) in (int, float) and abs(value) < 1e300  # finite, no bool, no int beyond float arithmetic
 
 
 def write_json(path: str | Path, value: dict) -> None:
@@ -48,82 +54,101 @@ def write_json(path: str | Path, value: dict) -> None:
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     temporary = Path(f"{path}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
-              metadata={"format": "pt"})
+    temporary.touch()
+    mode = temporary.stat().st_mode  # as the user's umask has it; safetensors leaves a file to its owner alone
+    save_file({WRAPPERS.sub("", name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+              temporary, metadata={"format": "pt"})
+    temporary.chmod(mode)
     os.replace(temporary, path)
 
 
-def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file")
+def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors file, memory-mapped, its floats in dtype where that is given.
+
+    The file is opened anew for each, so that the pages of one that was cast are given back before the next is read.
+    """
+    def read(name):
+        with safe_open(path, framework="pt") as file:
+            tensor = file.get_tensor(name)
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+        return {WRAPPERS.sub("", name): read(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: no safetensors file that can be read ({error})") from None
+
+
+def check_tensors(where, tensors: dict[str, torch.Tensor], shapes: dict[str, tuple]) -> None:
+    """ValueError, naming the tensor, unless these are exactly the tensors of these shapes, and floats."""
+    for name in [*shapes, *sorted(tensors.keys() - shapes.keys())]:
+        if name not in tensors or name not in shapes:
+            lack = "missing" if name in shapes else "of no layer of this model"
+            raise ValueError(f"{where}: tensor {name} is {lack}")
+        dtype, shape = tensors[name].dtype, tuple(tensors[name].shape)
+        if shape != shapes[name] or not dtype.is_floating_point:
+            raise ValueError(f"{where}: tensor {name} holds {dtype} of shape {shape}, not floats of {shapes[name]}")
 
 
 def load_config(folder: str | Path) -> GPTConfig:
-    """config.json (and generation_config.json's end tokens) of a Llama, Mistral or Qwen2 folder as a GPTConfig.
+    """config.json (and generation_config.json's end tokens) of a Llama, Mistral, Qwen2 or Qwen3 folder as a GPTConfig.
 
     Reads rope_theta and rope_scaling, or transformers 5's rope_parameters, which wins where both stand. A sliding
     window limits the context. Raises ValueError for a model type or a feature that this GPT would compute wrongly.
     """
-    folder = Path(folder)
-    raw = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}  # transformers' defaults
-    raw.update((key, value) for key, value in read_json(folder / "config.json").items() if value is not None)
+    path = Path(folder, "config.json")
+    raw = read_json(path)
+    kind = str(raw.get("model_type"))
+    raw = {**DEFAULTS.get(kind, {}), **raw}
+    raw = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0} | {k: value for k, value in raw.items() if value is not None}
 
-    def refuse(key, why):
-        raise ValueError(f"{folder / 'config.json'}: {key} = {raw.get(key)!r} is not supported: {why}")
+    def need(right, key, what, *value):
+        if not right:
+            raise ValueError(f"{path}: {key} = {[*value, raw.get(key)][0]!r} is not supported: {what} is")
 
-    if raw.get("model_type") not in ("llama", "mistral", "qwen2"):
-        refuse("model_type", "llama, mistral and qwen2 are")
-    if raw.get("hidden_act", "silu") != "silu":
-        refuse("hidden_act", "the MLP is SwiGLU")
-    for key in ("attention_bias", "mlp_bias", "quantization_config", "use_sliding_window"):
-        if raw.get(key):
-            refuse(key, "this GPT has none")
-    raw["attention_bias"] = raw["model_type"] == "qwen2"  # in q, k and v; transformers' attention_bias has o's as well
-    window = raw.get("sliding_window") if raw["model_type"] == "mistral" else None
-    if window is not None and (type(window) is not int or window < 1):
-        refuse("sliding_window", "it must be a whole number above 0, or null")
-    if window is not None:  # up to there attention is full
+    need(kind in DEFAULTS, "model_type", f"one of {', '.join(DEFAULTS)}")
+    for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
+                      "use_sliding_window": False, "partial_rotary_factor": 1}.items():
+        need((raw.get(key) or only) == only, key, only)
+    layers, window = raw.get("layer_types"), raw.get("sliding_window") if kind == "mistral" else None
+    need(not isinstance(layers, list) or set(map(str, layers)) <= {"full_attention"}, "layer_types", "full_attention")
+    need(window is None or type(window) is int and window > 0, "sliding_window", "null or a whole number above 0")
+    if window is not None and type(raw.get("max_position_embeddings")) is int:  # up to there attention is full
         raw["max_position_embeddings"] = min(raw["max_position_embeddings"], window)
+    raw |= dict(attention_bias=kind == "qwen2", qk_norm=kind == "qwen3")  # the bias in q, k and v, not in o
     for key in ("rope_scaling", "rope_parameters"):
-        if not isinstance(raw.get(key) or {}, dict):
-            refuse(key, "it must be an object or null")
+        need(isinstance(raw.get(key) or {}, dict), key, "null or an object")
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     theta = rope.pop("rope_theta", raw["rope_theta"])
-    if kind not in ("default", "llama3"):
-        refuse("rope_parameters" if raw.get("rope_parameters") else "rope_scaling", "only default and llama3 are")
+    need(rope_type in ("default", "llama3"), "rope_parameters" if raw.get("rope_parameters") else "rope_scaling",
+         "the type default or llama3")
     rope_keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     for key, value in [("rope_theta", theta), ("rms_norm_eps", raw["rms_norm_eps"]),
-                       *((key, rope.get(key)) for key in rope_keys if kind == "llama3")]:
-        if not is_number(value) or value <= 0:
-            raise ValueError(f"{folder / 'config.json'}: {key} = {value!r} must be a number above 0")
-    generation = folder / "generation_config.json"
+                       *((key, rope.get(key)) for key in rope_keys if rope_type == "llama3")]:
+        need(is_number(value) and value > 0, key, "a number above 0", value)
+    generation = Path(folder, "generation_config.json")
     ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
     ends = raw.get("eos_token_id") if ends is None else ends
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     for token in [*ends, raw.get("bos_token_id", 0)]:
-        if type(token) is not int or token < 0:
-            raise ValueError(f"{folder}: the token id {token!r} in config.json or generation_config.json is none")
-    if type(raw.get("num_hidden_layers")) is int and raw["num_hidden_layers"] > 1000:
-        refuse("num_hidden_layers", "no model of this kind has so many layers")
+        need(type(token) is int and token >= 0, "eos_token_id or bos_token_id", "a whole number from 0", token)
+    for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "max_position_embeddings"):
+        need(type(raw.get(key)) is int and (key != "num_hidden_layers" or raw[key] <= 1000), key, "a whole number (of "
+             "layers, up to 1000)")
     names = GPTConfig.__dataclass_fields__.keys() - {"rope_theta", "rope_scaling", "eos_token_id"}
-    known = {name: raw[name] for name in names if name in raw}
-    needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    if lacking := [name for name in needed if name not in known]:
-        raise ValueError(f"{folder / 'config.json'}: lacks {lacking[0]}")
-    scaling = rope if kind == "llama3" else None
-    return GPTConfig(**known, rope_theta=theta, rope_scaling=scaling, eos_token_id=tuple(ends))
+    scaling = rope if rope_type == "llama3" else None
+    return GPTConfig(**{name: raw[name] for name in names if name in raw}, rope_theta=theta, rope_scaling=scaling,
+                     eos_token_id=tuple(ends))
 
 
-def read_model_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_model_tensors(folder: Path, dtype, device) -> dict[str, torch.Tensor]:
     """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names, each from its own."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
-        tensors = read_tensors(folder / "model.safetensors")
+        tensors = read_tensors(folder / "model.safetensors", dtype, device)
     else:
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not all(
@@ -131,11 +156,9 @@ def read_model_tensors(folder: Path) -> dict[str, torch.Tensor]:
             raise ValueError(f"{index}: needs weight_map, an object from tensors to file names in this folder")
         tensors = {}
         for file in sorted(set(places.values())):
-            shard = read_tensors(folder / file)
-            for name in sorted(shard.keys() | {name for name in places if places[name] == file}):
-                if name not in shard or places.get(name) != file:
-                    raise ValueError(f"{folder / file}: tensor {name} is " + ("missing" if name not in shard else
-                                                                              f"not where {index.name} says"))
+            shard = read_tensors(folder / file, dtype, device)
+            if wrong := sorted(shard.keys() ^ {name for name in places if places[name] == file}):
+                raise ValueError(f"{folder / file}: tensor {wrong[0]} is in this file or in {index.name}, not in both")
             tensors |= shard
     return {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # a harmless relic
 
@@ -146,30 +169,19 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     Raises ValueError, naming file and tensor, for a missing file, a missing or unknown tensor or a wrong shape.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder")
     with torch.device("meta"):  # no memory is taken before the file's own
         model = GPT(load_config(folder))
-    tensors = read_model_tensors(folder)
-    expected = model.state_dict()
-    if model.config.tie_word_embeddings:  # as transformers does: the embedding counts, whatever lm_head the file holds
-        expected.pop("lm_head.weight")
-        tensors.pop("lm_head.weight", None)
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors or name not in expected:
-            raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} is "
-                             + ("missing" if name in expected else "not one of this model's"))
-        if tensors[name].shape != expected[name].shape:
-            raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} has shape {tuple(tensors[name].shape)}, "
-                             f"config.json says {tuple(expected[name].shape)}")
-        if not tensors[name].is_floating_point():
-            raise ValueError(f"{folder / 'model.safetensors'}: tensor {name} holds {tensors[name].dtype}, not floats")
-    tensors = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
-    if model.config.tie_word_embeddings:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors = read_model_tensors(folder, dtype, device)
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # whatever the file holds, as transformers
+    check_tensors(folder, tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()})
     model.load_state_dict(tensors, assign=True)
     model.tie()
     return model.requires_grad_(True)
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    return getattr(model, "_orig_mod", getattr(model, "module", model))
 
 
 def save_model(model: GPT, folder: str | Path) -> None:
@@ -177,7 +189,7 @@ def save_model(model: GPT, folder: str | Path) -> None:
 
     Raises ValueError for a model with adapters: merge_lora them first, or save_adapter.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps around a model
+    model = unwrapped(model)
     if lora_layers(model):
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
     folder, config = Path(folder), model.config
@@ -185,10 +197,11 @@ def save_model(model: GPT, folder: str | Path) -> None:
     tensors = dict(model.state_dict())
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    kind = ("qwen2", "Qwen2ForCausalLM") if config.attention_bias else ("llama", "LlamaForCausalLM")
-    raw = {**vars(config), "architectures": [kind[1]], "model_type": kind[0], "hidden_act": "silu",
-           "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
+    kind = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
+    raw = {**vars(config), "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
+           "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
            "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")}
+    del raw["qk_norm"]  # the model type says it
     if config.rope_scaling:
         raw["rope_scaling"] = {"rope_type": "llama3", **config.rope_scaling}
     write_tensors(folder / "model.safetensors", tensors)
@@ -200,11 +213,11 @@ def save_model(model: GPT, folder: str | Path) -> None:
 # ---- Adapters, in PEFT's format --------------------------------------------------------------------------------------
 
 PREFIX = "base_model.model."  # PEFT wraps the model twice; its files keep the names of that
-# Fields of PEFT's config that change nothing here, whatever they hold.
-HARMLESS = {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode",
-            "init_lora_weights", "lora_alpha", "lora_dropout", "loftq_config", "megatron_core", "peft_type",
-            "peft_version", "qalora_group_size", "r", "revision", "runtime_config", "target_modules", "task_type",
-            "use_rslora"}
+# Fields of PEFT's config that change nothing here, whatever they hold, and below them those that load_adapter follows.
+KNOWN = {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "loftq_config",
+         "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+         "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform",
+         "lora_alpha", "lora_dropout", "r", "rank_pattern", "target_modules", "use_rslora"}
 
 
 def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = None) -> None:
@@ -213,18 +226,23 @@ def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = 
     alpha is written as it is, never rounded (256·√8 = 724.07...), as plain LoRA: any reader that computes
     lora_alpha / r finds the same s. Raises ValueError for a model without adapters.
     """
-    layers = lora_layers(getattr(model, "_orig_mod", model))  # torch.compile's wrapper would put its name into the keys
+    model = unwrapped(model)
+    layers = {WRAPPERS.sub("", name): layer for name, layer in lora_layers(model).items()}
     if not layers:
         raise ValueError("the model has no LoRA adapter to save")
     first = next(iter(layers.values()))
+    ranks = {name: layer.rank for name, layer in layers.items()}
+    alphas = {name: int(x.alpha) if float(x.alpha).is_integer() else x.alpha for name, x in layers.items()}
     leaves = {name.split(".")[-1] for name in layers}
     plain = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     exact = not any(name.split(".")[-1] in leaves for name in plain)  # no unadapted layer is called the same
-    alpha = int(first.alpha) if float(first.alpha).is_integer() else first.alpha
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": first.rank,
-              "lora_alpha": alpha, "lora_dropout": first.dropout, "target_modules": sorted(leaves if exact else layers),
-              "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "inference_mode": True,
-              "init_lora_weights": True, "modules_to_save": None}
+              "lora_alpha": next(iter(alphas.values())), "lora_dropout": first.dropout,
+              "rank_pattern": ranks if len({*ranks.values()}) > 1 else {},
+              "alpha_pattern": alphas if len({*alphas.values()}) > 1 else {},
+              "target_modules": sorted(leaves if exact else layers), "bias": "none", "use_rslora": False,
+              "use_dora": False, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+              "modules_to_save": None}
     tensors = {f"{PREFIX}{name}.lora_{half}.weight": getattr(layer, f"lora_{half}")
                for name, layer in layers.items() for half in "AB"}
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -232,50 +250,79 @@ def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = 
     write_json(Path(folder, "adapter_config.json"), config)
 
 
+def targeted(config: dict, name: str) -> bool:
+    """Whether PEFT adapts the layer of this name, by its check_target_module_exists."""
+    def named(by):  # a regular expression for the whole name, or a list of whole components at its end
+        return re.fullmatch(by, name) if isinstance(by, str) else any(f".{name}".endswith(f".{end}") for end in by)
+    targets, indices = config["target_modules"], config.get("layers_to_transform")
+    if str(targets).lower() == ALL_LINEAR:
+        targets = r"(.*\.)?(?!lm_head$)[^.]+"
+    if not named(targets) or named(config.get("exclude_modules") or []):
+        return False
+    if indices in (None, []) or isinstance(targets, str) or name in targets:
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    patterns = "|".join([patterns] if isinstance(patterns, str) else patterns)
+    index = re.match(rf"(?:.*?\.)?(?:{patterns})\.(\d+)\.", name)
+    return bool(index) and int(index[1]) in (indices if isinstance(indices, list) else [indices])
+
+
+def layer_size(config: dict, name: str) -> tuple[int, float]:
+    """r and alpha (s = alpha/r, rsLoRA or not) of the layer: by the first pattern that matches its name, as in PEFT."""
+    def find(patterns, otherwise):
+        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
+    rank, rslora = find(config.get("rank_pattern") or {}, config.get("r")), config.get("use_rslora")
+    alpha = find(config.get("alpha_pattern") or {}, config.get("lora_alpha"))
+    if type(rank) is not int or rank < 1 or not is_number(alpha) or rslora not in (None, False, True):
+        raise ValueError(f"r = {rank!r}, lora_alpha = {alpha!r}, use_rslora = {rslora!r}: want a whole number above 0, "
+                         "a number, and true or false")
+    return rank, alpha * math.sqrt(rank) if rslora else alpha
+
+
+def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple[int, float]]:
+    """{layer: (r, alpha)}. ValueError unless the tensors are exactly those that the config and the modules ask for."""
+    for key, value in config.items():
+        if key not in KNOWN and value and (key, value) not in (("bias", "none"), ("peft_type", "LORA")):
+            raise ValueError(f"{key} = {value!r} is not supported")
+    if str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} is not supported: such an adapter "
+                         "belongs to a changed base; save it converted to plain LoRA")
+    sizes, shapes = {}, {}
+    for name, module in modules.items():
+        key = f"{PREFIX}{name}.lora_{{}}.weight"
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and (
+                key.format("A") in tensors if config.get("target_modules") is None else targeted(config, name)):
+            rank, _ = sizes[name] = layer_size(config, name)
+            m, n = module.weight.shape
+            shapes |= {key.format("A"): (rank, n), key.format("B"): (m, rank)}
+    check_tensors("adapter_model.safetensors", tensors, shapes)
+    if not sizes:
+        raise ValueError("the adapter has no layer in this model")
+    if strange := [key for key in tensors if not tensors[key].isfinite().all()]:
+        raise ValueError(f"tensor {strange[0]} holds numbers that are not finite")
+    return sizes
+
+
 def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
     """Injects the PEFT adapter in folder into the model, in float32, and returns the model.
 
-    The layers are those of the file's tensors. Raises ValueError, the model untouched, for a config that asks for
-    more than plain LoRA or rsLoRA, or a tensor that has no place, no partner or the wrong shape.
+    Raises ValueError, the model untouched, for a config that asks for more than plain LoRA or rsLoRA, a tensor that
+    has no place, no partner or the wrong shape, a target without tensors, and a model that has adapters already.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder")
-    config = read_json(folder / "adapter_config.json")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{folder}: peft_type is {config.get('peft_type')!r}, only LORA is supported")
-    for key, value in config.items():
-        if key not in HARMLESS and value and (key, value) != ("bias", "none"):
-            raise ValueError(f"{folder / 'adapter_config.json'}: {key} = {value!r} is not supported")
-    if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
-        raise ValueError(f"{folder / 'adapter_config.json'}: init_lora_weights = {config['init_lora_weights']!r} is "
-                         "not supported: such an adapter belongs to a changed base; save it converted to plain LoRA")
-    rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
-    if type(rank) is not int or rank < 1 or not is_number(alpha) or not is_number(dropout):
-        raise ValueError(f"{folder / 'adapter_config.json'}: r = {rank!r}, lora_alpha = {alpha!r}, "
-                         f"lora_dropout = {dropout!r}: want three numbers, r a whole one above 0")
-    alpha = alpha * rank**0.5 if config.get("use_rslora") else alpha
-    tensors = read_tensors(folder / "adapter_model.safetensors")
-    names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
-    modules = dict(model.named_modules())
-    for name in sorted(names):
-        layer = modules.get(name)
-        for half in "AB":
-            key = f"{PREFIX}{name}.lora_{half}.weight"
-            if not isinstance(layer, torch.nn.Linear):
-                raise ValueError(f"{folder}: the adapter's tensor {key} has no layer in this model")
-            if key not in tensors:
-                raise ValueError(f"{folder}: the adapter's tensor {key} is missing")
-            shape = (rank, layer.in_features) if half == "A" else (layer.out_features, rank)
-            if tensors[key].shape != shape:
-                raise ValueError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model and r want {shape}")
-    if len(tensors) != 2 * len(names) or not names:
-        raise ValueError(f"{folder}: the adapter's file holds other tensors than a lora_A and a lora_B for each layer")
-    inject_lora(model, rank, alpha, targets=sorted(names), dropout=dropout)
-    with torch.no_grad():
-        for name, layer in lora_layers(model).items():
-            layer.lora_A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"])
-            layer.lora_B.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"])
+    folder, inner = Path(folder), unwrapped(model)
+    config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
+    try:
+        if lora_layers(model):
+            raise ValueError("the model already has LoRA adapters: merge_lora them before another is loaded")
+        sizes = adapter_sizes(config, tensors, dict(inner.named_modules()))
+        inject_lora(inner, 1, 1.0, targets="|".join(map(re.escape, sizes)), dropout=config.get("lora_dropout") or 0.0)
+    except (TypeError, AttributeError, re.error, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from None
+    for name, layer in lora_layers(inner).items():
+        layer.rank, layer.alpha = sizes[name]
+        layer.scaling = lora_scaling(*sizes[name])
+        layer.lora_A, layer.lora_B = (torch.nn.Parameter(tensors[f"{PREFIX}{name}.lora_{half}.weight"].to(
+            layer.base.weight.device, torch.float32, copy=True)) for half in "AB")
     return model
 
 
@@ -375,8 +422,7 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
         return read_tokenizer_json(folder / "tokenizer.json")
     files = sorted(folder.glob("*.tiktoken")) or sorted(folder.glob("tokenizer.model"))
     if len(files) != 1:
-        raise ValueError(f"{folder}: holds {len(files)} tokenizer files (*.tiktoken, tokenizer.model or "
-                         "tokenizer.json), not one")
+        raise ValueError(f"{folder}: has {len(files)} of *.tiktoken, tokenizer.model and tokenizer.json, not one")
     ranks = {}
     for number, line in enumerate(files[0].read_bytes().splitlines(), 1):
         try:
@@ -384,8 +430,7 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
-            raise ValueError(f"{files[0]}, line {number}: not base64 of a token and its rank (SentencePiece is not "
-                             "supported)") from None
+            raise ValueError(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)") from None
     spec = read_json(folder / "spec.json")
     if not isinstance(spec.get("pat_str"), str) or not isinstance(spec.get("special_tokens"), dict):
         raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
@@ -394,56 +439,10 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
     return HubEncoding(files[0], ranks, spec["special_tokens"], spec["pat_str"])
 
 
-# The turns of a folder that has a rank file alone, told by a special token: Llama 3's and ChatML's.
-TURNS = {
-    "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
-                           "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
-                           "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
-    "<|im_start|>": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
-                    "{% endfor %}{{ '<|im_start|>assistant\\n' }}",
-}
-
-
-def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list[dict]], list[int]] | None:
-    """A function from messages (role, content) to tokens, up to where the assistant speaks; None without a template.
-
-    The folder's template, rendered in a sandbox as transformers does, but without today's date: a prompt is the same
-    tomorrow. Special tokens in a message are just text. Raises ValueError for a template that cannot be rendered.
-    """
-    path, file = Path(folder, "tokenizer_config.json"), Path(folder, "chat_template.jinja")
-    config = read_json(path) if path.is_file() else {}
-    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
-    source = file.read_bytes() if file.is_file() else config.get("chat_template") if path.is_file() else guess
-    if not source:
-        return None
-    special = "|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)"
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                            extensions=["jinja2.ext.loopcontrols"])
-
-    def encode(messages: list[dict]) -> list[int]:
-        said = "".join(message["content"] for message in messages)
-        mark = next(chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)  # breaks up what looks special
-        broken = [m | {"content": re.sub(special, lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
-        try:
-            text = source.decode() if isinstance(source, bytes) else source
-            if isinstance(text, list):  # several, by name
-                text = {entry["name"]: entry["template"] for entry in text}["default"]
-            names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
-                     if name.endswith("_token") and token}
-            text = sandbox.from_string(text).render(messages=broken, add_generation_prompt=True, **names)
-        except Exception as error:  # a template is a stranger's program: it may fail in any way
-            raise ValueError(f"{folder}: its chat template cannot be rendered ({error!r})") from None
-        return [token for i, piece in enumerate(re.split(f"({special})", text)) for token in (
-            [encoding.encode_single_token(piece)] if i % 2 else encoding.encode_ordinary(piece.replace(mark, "")))]
-
-    encode.source = "guessed from the special tokens" if source is guess else "the folder's template"
-    return encode
-
-
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
-    """Copies the tokenizer's files byte for byte, so that a saved model folder is complete."""
+    """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete."""
     for path in Path(source).iterdir():
-        if path.suffix in (".tiktoken", ".jinja") or path.name in (
-                "spec.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if re.fullmatch(r".+\.(tiktoken|jinja)|tokenizer\.model|merges\.txt|(spec|tokenizer|tokenizer_config|vocab|"
+                        r"special_tokens_map|added_tokens|chat_template|generation_config)\.json", path.name):
             shutil.copyfile(path, Path(folder, path.name + ".tmp"))
             os.replace(Path(folder, path.name + ".tmp"), Path(folder, path.name))

@@ -8,9 +8,7 @@ The habit is alpha = 2r and a raised learning rate. The finding of Zhang et al.,
 in LoRA Optimization" (arXiv:2606.12883), is that alpha is the better knob: let it grow as c·√r with a large c, and
 keep the small learning rate of full fine-tuning. Comments mark who says what: [paper] is the paper's abstract,
 [reported] what readers of its full text say, [derived] is worked out and tested here. A test that checks a
-formula is named beside it.
-
-Read it top to bottom: the rule → LoRA → the GPT → the AdamW loop. Nothing but torch is needed.
+formula is named beside it. Read top to bottom: the rule → LoRA → the GPT → the AdamW loop.
 """
 
 import itertools
@@ -191,6 +189,7 @@ class GPTConfig:
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_...
     attention_bias: bool = False  # a bias in q_proj, k_proj, v_proj (Qwen2.5)
+    qk_norm: bool = False  # an RMSNorm over each head's q and k (Qwen3)
     tie_word_embeddings: bool = False  # lm_head is the embedding
     bos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()  # every token that ends an answer
@@ -224,8 +223,7 @@ def rope_tables(config: GPTConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
         waves = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # turns in the old context
         blend = ((waves - low) / (high - low)).clamp(0, 1)  # 0: slow, stretched; 1: fast, kept
         frequency = (1 - blend) * frequency / scaling["factor"] + blend * frequency
-    angles = positions[..., None].float() * frequency  # (..., T, D/2)
-    angles = torch.cat([angles, angles], dim=-1)  # (..., T, D): dimension i turns with i + D/2, as in Hugging Face
+    angles = positions[..., None].float() * frequency.repeat(2)  # (..., T, D): dimension i turns with i + D/2
     return angles.cos(), angles.sin()
 
 
@@ -244,11 +242,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
         self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
+        self.q_norm, self.k_norm = (nn.RMSNorm(D, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+                                    for _ in "qk")
 
     def forward(self, x: Tensor, rope, cache=None) -> Tensor:
         B, T, _ = x.shape
-        q = rotate(self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2), *rope)  # (B, H, T, D)
-        k = rotate(self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2), *rope)  # (B, K, T, D)
+        q = rotate(self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2), *rope)  # (B, H, T, D)
+        k = rotate(self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2), *rope)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         mask = None
         if cache is not None:
@@ -355,15 +355,13 @@ class GPT(nn.Module):
         new = [[] for _ in prompts]
         generators = generator if isinstance(generator, list) else [generator] * len(prompts)
         alive = [i for i, prompt in enumerate(prompts) if len(prompt) < context and max_new_tokens > 0]
-        if alive:
-            longest = max(len(prompts[i]) for i in alive)
-            size = min(context, longest + max_new_tokens)
-            shape = len(alive), self.config.num_key_value_heads, size, self.config.head_dim
-            empty = torch.zeros(shape, device=device, dtype=self.model.embed_tokens.weight.dtype)
-            kv = [(empty.clone(), empty.clone()) for _ in self.model.layers]  # keys and values of each layer
-            idx = torch.tensor([prompts[i] + [0] * (longest - len(prompts[i])) for i in alive], device=device)  # (B, T)
-            positions = torch.arange(longest, device=device).repeat(len(alive), 1)  # (B, T)
-            last = torch.tensor([len(prompts[i]) - 1 for i in alive], device=device)  # (B,): each row's newest position
+        longest = max((len(prompts[i]) for i in alive), default=0)
+        S, K, D = min(context, longest + max(max_new_tokens, 0)), self.config.num_key_value_heads, self.config.head_dim
+        kv = torch.zeros(len(self.model.layers), 2, len(alive), K, S, D, device=device,
+                         dtype=self.model.embed_tokens.weight.dtype)  # every layer's keys and values
+        idx = torch.tensor([prompts[i] + [0] * (longest - len(prompts[i])) for i in alive], device=device)  # (B, T)
+        positions = torch.arange(longest, device=device).repeat(len(alive), 1)  # (B, T)
+        last = torch.tensor([len(prompts[i]) - 1 for i in alive], device=device)  # (B,): each row's newest position
         while alive:
             rows = torch.arange(len(alive), device=device)
             S = int(positions.max()) + 1
@@ -377,7 +375,7 @@ class GPT(nn.Module):
             going = [n for n, i in enumerate(alive) if new[i][-1] not in stop and len(new[i]) < max_new_tokens
                      and len(prompts[i]) + len(new[i]) < context]
             if len(going) < len(alive):  # finished rows leave the batch
-                kv = [[t[going] for t in pair] for pair in kv]
+                kv = kv[:, :, going]
                 last, tokens, alive = last[going], tokens[going], [alive[n] for n in going]
             last = last + 1
             idx, positions = tokens[:, None].to(device), last[:, None]
@@ -386,9 +384,8 @@ class GPT(nn.Module):
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | None = None) -> Tensor:
-    """One token for each row of logits (B, V): the likeliest at temperature 0, else drawn from the top_p nucleus.
-
-    uniform (B,): the random numbers in [0, 1) that choose."""
+    """One token for each row of logits (B, V): the likeliest at temperature 0, else that of the top_p nucleus which
+    uniform (B,), a random number in [0, 1), falls on."""
     if temperature == 0:
         return logits.argmax(-1)
     probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
@@ -466,13 +463,15 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
 
 def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int, lr: float, *, grad_accum: int = 1,
           warmup: int | None = None, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-          weight_decay: float = 0.0, grad_clip: float | None = None, val_batches: list | None = None,
-          eval_every: int | None = None, drift: bool = False, metrics: str | Path | None = None,
-          log: Callable[[dict], None] | None = None, autocast: torch.dtype | None = None) -> list[dict]:
+          weight_decay: float = 0.0, grad_clip: float | None = None, lr_ratio: float = 1.0,
+          val_batches: list | None = None, eval_every: int | None = None, drift: bool = False,
+          metrics: str | Path | None = None, log: Callable[[dict], None] | None = None,
+          autocast: torch.dtype | None = None) -> list[dict]:
     """Trains every parameter that requires a gradient with AdamW for `steps` updates; returns a row of metrics each.
 
     batches: (idx, targets) as from epochs(), grad_accum of them an update, whose loss is the mean over all its targets.
-    warmup: updates, a tenth of steps by default. grad_clip: largest gradient norm, None for no clipping.
+    warmup: updates, a tenth of steps by default. grad_clip: largest gradient norm, None for no clipping. lr_ratio: B's
+    learning rate over A's (LoRA+, Hayou et al. 2024), which does what alpha does [derived; test_peers.py].
     A row: step (from 1), loss (of the update's batch, before it), val_loss (after it, every eval_every updates and at
     the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), and with drift the
     norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once. log: called with each row.
@@ -485,11 +484,13 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     if not params:
         raise ValueError("no parameter requires a gradient: inject_lora first, or model.requires_grad_(True)")
     # Weight decay, where asked for, is for matrices: norms and biases are left out, as in nanoGPT.
-    groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay),
-              dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0)]
+    layers = list(lora_layers(model).values())
+    B = {layer.lora_B for layer in layers}
+    groups = [dict(params=[p for p in params if p.dim() >= 2 and p not in B], weight_decay=weight_decay, lr_ratio=1.0),
+              dict(params=[p for p in params if p in B], weight_decay=weight_decay, lr_ratio=lr_ratio),
+              dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0, lr_ratio=1.0)]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas, eps, fused=True)
     warmup = max(1, steps // 10) if warmup is None else warmup
-    layers = list(lora_layers(model).values()) if drift else []
     columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s"]
     columns += ["signal", "drift", "drift_ratio"] if drift else []
     if metrics:
@@ -499,7 +500,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     for step in range(1, steps + 1):
         start = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr, warmup)
+            group["lr"] = learning_rate(step, steps, lr, warmup) * group["lr_ratio"]
         optimizer.zero_grad(set_to_none=True)
 
         # Forward and backward. Each micro-batch counts by its targets, so any split of the update gives its mean.
@@ -524,13 +525,12 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
             nn.utils.clip_grads_with_norm_(params, grad_clip, norm)
 
         # The update: Adam divides by the gradient's size, so s cancels in the step and the learning rate alone sets it.
-        before = [(layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for layer in layers]
+        before = [(layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for layer in layers if drift]
         optimizer.step()
 
-        seconds = time.perf_counter() - start
         row = dict(step=step, loss=loss.item(), val_loss=None, lr=optimizer.param_groups[0]["lr"],
                    grad_norm=norm.item(), clipped=int(clipped),
-                   tokens_per_s=sum(idx.numel() for idx, _ in micro) / seconds)
+                   tokens_per_s=sum(idx.numel() for idx, _ in micro) / (time.perf_counter() - start))
         if drift:
             pairs = [signal_drift(A, B, layer.lora_A - A, layer.lora_B - B, layer.scaling)
                      for layer, (A, B) in zip(layers, before)]

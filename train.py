@@ -3,6 +3,7 @@
     python train.py --rank 16                      LoRA-α on the small base and data/equations, two minutes on two cores
     python train.py --rank 16 --method lora        the same with the habit alpha = 2r
     python train.py --base FOLDER --data FILE      a Llama folder, problems in MATH's or GSM8K's fields
+    python train.py merge --base FOLDER --adapter FOLDER --out FOLDER      folds an adapter into its base
 
 Writes out/NAME/: the adapter in PEFT's format, metrics.csv (a line a step) and run.json (flags, origin, results).
 """
@@ -23,7 +24,7 @@ import torch
 
 from eval_pass1 import (Parser, begin_token, data_file, encode_example, end_tokens, load_problems, plain_output,
                         print_table, solve, summarize)
-from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model, write_json
+from hf import (copy_tokenizer, load_adapter, load_model, load_tokenizer, save_adapter, save_model, write_json)
 from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
                         merge_lora, train)
 
@@ -33,20 +34,22 @@ HERE = Path(__file__).resolve().parent
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     method = parser.add_argument_group("method")
-    method.add_argument("--method", choices=["lora-alpha", "lora", "rslora", "full"], default="lora-alpha",
-                        help="alpha = c·√r | 2r | s = alpha/√r (alpha 16) | full fine-tuning (default: lora-alpha)")
+    method.add_argument("--method", choices=["lora-alpha", "lora", "rslora", "lora+", "pissa", "full"],
+                        default="lora-alpha", help="alpha = c·√r | 2r | s = alpha/√r (alpha 16) | 2r, and a larger "
+                        "learning rate for B | r, from W0's principal singular vectors | full fine-tuning (default: "
+                        "lora-alpha)")
     method.add_argument("--rank", type=int, default=16, metavar="R", help="rank r of every adapter (default: 16)")
     method.add_argument("--alpha", type=float, metavar="A", help="alpha itself, in place of the method's rule")
     method.add_argument("--c", type=float, metavar="C", help="c of lora-alpha's rule alpha = c·√r (default: 256)")
+    method.add_argument("--lr-ratio", type=float, metavar="K", help="B's learning rate over A's in lora+ (default: 16)")
     method.add_argument("--targets", nargs="+", default=[ALL_LINEAR], metavar="T",
                         help="layers to adapt: names (q_proj v_proj), or one regular expression for the whole path "
                              "(default: all-linear, every linear layer but lm_head)")
     method.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapters' input (default: 0)")
 
     loop = parser.add_argument_group("optimization")
-    loop.add_argument("--lr", type=float, default=1e-3, metavar="LR",
-                      help="peak learning rate, full fine-tuning's: 1e-3 for data/base, about 2e-5 for 1B and more "
-                           "(default: 1e-3)")
+    loop.add_argument("--lr", type=float, metavar="LR",
+                      help="peak learning rate, full fine-tuning's (default: 1e-3 for data/base, 2e-5 for any other)")
     loop.add_argument("--steps", type=int, default=500, metavar="N", help="updates (default: 500)")
     loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems a micro-batch (default: 16)")
     loop.add_argument("--grad-accum", type=int, default=1, metavar="N", help="micro-batches an update (default: 1)")
@@ -78,13 +81,15 @@ def parse_args(argv=None):
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
     args = parser.parse_args(argv)
+    if args.lr is None:  # larger models are fine-tuned at smaller rates
+        args.lr = 1e-3 if Path(args.base).resolve() == HERE / "data/base" else 2e-5
 
     for name, low in (("rank", 1), ("steps", 1), ("batch_size", 1), ("grad_accum", 1), ("eval_problems", 0)):
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be {low} or more")
     if args.eval_every is not None and args.eval_every < 1:
         parser.error(f"--eval-every {args.eval_every}: it must be 1 or more")
-    for name in ("lr", "alpha", "c", "grad_clip"):
+    for name in ("lr", "alpha", "c", "grad_clip", "lr_ratio"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             parser.error(f"--{name.replace('_', '-')} {value}: it must be a finite number above 0")
@@ -94,6 +99,8 @@ def parse_args(argv=None):
         parser.error("--alpha and --c: give one of them, c is there to compute alpha")
     if args.c is not None and args.method != "lora-alpha":
         parser.error(f"--c belongs to --method lora-alpha, not to {args.method}")
+    if args.lr_ratio is not None and args.method != "lora+":
+        parser.error(f"--lr-ratio belongs to --method lora+, not to {args.method}")
     if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
         parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
     return parser, args
@@ -105,6 +112,8 @@ def method_alpha(method: str, rank: int, alpha: float | None, c: float | None) -
         return alpha_for_rank(rank, c or 256.0) if alpha is None else alpha
     if method == "rslora":  # its own alpha is divided by √r, not by r
         return (16.0 if alpha is None else alpha) * math.sqrt(rank)
+    if method == "pissa":
+        return float(rank) if alpha is None else alpha
     return 2.0 * rank if alpha is None else alpha
 
 
@@ -117,6 +126,36 @@ def first_step_ratio(model) -> float:
     layers = lora_layers(model).values()
     squares = sum(layer.base.out_features * (layer.scaling * layer.lora_A.norm().item()) ** 2 for layer in layers)
     return math.sqrt(squares / sum(layer.base.weight.numel() for layer in layers))
+
+
+@torch.no_grad()
+def pissa_init(model) -> dict[str, tuple]:
+    """PiSSA (Meng et al. 2024): the r principal singular directions of W0 move from the base into A and B.
+
+    W0 - s·B·A stays frozen, and the sum is still W0. Returns {layer: (W0, A, B)}, for pissa_to_lora.
+    """
+    start = {}
+    for name, layer in lora_layers(model).items():
+        W0, r, s = layer.base.weight.data, layer.rank, layer.scaling
+        if r > min(W0.shape):
+            raise ValueError(f"--rank {r}: {name} has only {min(W0.shape)} singular vectors for PiSSA")
+        U, S, Vh = torch.linalg.svd(W0.to(layer.lora_A.dtype), full_matrices=False)
+        root = (S[:r] / s).sqrt()
+        layer.lora_A.copy_(root[:, None] * Vh[:r])  # (r, in)
+        layer.lora_B.copy_(U[:, :r] * root)  # (out, r)
+        layer.base.weight.data = (W0 - s * layer.lora_B @ layer.lora_A).to(W0.dtype)
+        start[name] = W0, layer.lora_A.clone(), layer.lora_B.clone()
+    return start
+
+
+@torch.no_grad()
+def pissa_to_lora(model, start: dict[str, tuple]) -> None:
+    """An ordinary adapter on W0, of twice the rank: s·(B·A - B0·A0) = s·[B, -B0]·[A; A0]."""
+    for name, layer in lora_layers(model).items():
+        W0, A0, B0 = start[name]
+        layer.base.weight.data, layer.rank, layer.alpha = W0, 2 * layer.rank, 2 * layer.alpha
+        layer.lora_A = torch.nn.Parameter(torch.cat([layer.lora_A, A0]))
+        layer.lora_B = torch.nn.Parameter(torch.cat([layer.lora_B, -B0], dim=1))
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
@@ -214,9 +253,40 @@ def origin() -> dict:
                 commit=git.strip() or None)
 
 
+def save_merged(model, folder: Path, base: str) -> None:
+    """Merges the adapters and writes the model folder, with the files of the base's tokenizer and generation."""
+    layers = lora_layers(model).values()
+    changed = sum(int((layer.merged_weight() != layer.base.weight).sum()) for layer in layers)
+    share = changed / sum(layer.base.weight.numel() for layer in layers)
+    save_model(merge_lora(model), folder)
+    copy_tokenizer(base, folder)
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # bfloat16 loses what moves by less than half a step
+    print(f"merged model in {short(folder)}: {100 * share:.2f}% of the adapted weights changed, in {dtype}")
+
+
+def merge(argv):
+    """The command `python train.py merge`."""
+    parser = Parser(prog="train.py merge", description="Folds a PEFT adapter into its base, W0 + s·B·A: a model folder "
+                    "that transformers, vLLM and llama.cpp's converter take.")
+    parser.add_argument("--base", required=True, metavar="FOLDER", help="model folder; the merged one has its dtype")
+    parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
+    args = parser.parse_args(argv)
+    try:
+        if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
+            raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
+        model = load_adapter(load_model(args.base), args.adapter)
+        save_merged(model, args.out, args.base)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
 def main(argv=None):
     started = time.time()
     plain_output()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["merge"]:
+        return merge(argv[1:])
     parser, args = parse_args(argv)
 
     # Everything that a user's mistake can break happens here, before anything is written.
@@ -247,7 +317,8 @@ def main(argv=None):
         if not examples:
             raise ValueError(f"--data {args.data}: no problem is left to train on")
         torch.manual_seed(args.seed)  # before A's init
-        alpha = s = ratio = None
+        alpha = s = ratio = start = None
+        lr_ratio = (args.lr_ratio or 16.0) if args.method == "lora+" else 1.0
         if args.method != "full":
             targets = args.targets
             if len(targets) == 1 and re.fullmatch(r"[\w.]+(,[\w.]+)*", targets[0]):
@@ -259,7 +330,9 @@ def main(argv=None):
                 inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
             except RuntimeError as error:  # torch's words for no memory
                 raise ValueError(f"--rank {args.rank} is too large: {str(error).splitlines()[0]}") from None
-            s, ratio = lora_scaling(args.rank, alpha), first_step_ratio(model)
+            start = pissa_init(model) if args.method == "pissa" else None
+            s = lora_scaling(args.rank, alpha)
+            ratio = first_step_ratio(model) * lr_ratio if args.method != "pissa" else None  # there B is not 0
         final = claim_folder(args)
         # A finished run that is to be overwritten stays whole until the new one is.
         folder = final / "unfinished" if holds_run else final
@@ -275,6 +348,8 @@ def main(argv=None):
     update = min(args.batch_size * args.grad_accum, len(examples))
     rule = {"lora-alpha": f"= {args.c or 256:g}·√{args.rank}" if args.alpha is None else "(given)",
             "lora": "= 2r" if args.alpha is None else "(given)",
+            "lora+": f"{'= 2r' if args.alpha is None else '(given)'}, B's learning rate {lr_ratio:g} times A's",
+            "pissa": "= r" if args.alpha is None else "(given)",
             "rslora": f"= {args.alpha or 16:g}·√{args.rank}"}.get(args.method)
     print(f"base    {short(args.base)}, {base_parameters:,} parameters, on {device} in "
           f"{str(dtype).removeprefix('torch.')}")
@@ -282,8 +357,9 @@ def main(argv=None):
     if s:
         print(f"method  {args.method}, rank {args.rank}, alpha {alpha:g} {rule}, s = alpha/r = {s:g}; {trainable:,} "
               f"trainable parameters ({100 * trainable / base_parameters:.1f}% of the base's)")
+    if ratio:
         print(f"step 1  moves the weights by rms(ΔW)/lr = {ratio:.2f}; full fine-tuning's is 1")
-    else:
+    if not s:
         print(f"method  full fine-tuning, {trainable:,} trainable parameters (100%)")
     print(f"loop    AdamW, {args.steps} steps of {update} problems, peak learning rate {args.lr:g}", flush=True)
 
@@ -308,14 +384,17 @@ def main(argv=None):
     try:
         rows = train(model, epochs(examples, args.batch_size, args.grad_accum, args.seed), args.steps, args.lr,
                      grad_accum=args.grad_accum, grad_clip=args.grad_clip, weight_decay=args.weight_decay,
-                     val_batches=val_batches, eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift,
-                     metrics=metrics, log=Progress(args.steps), autocast=None if dtype == torch.float32 else dtype)
+                     lr_ratio=lr_ratio, val_batches=val_batches, eval_every=args.eval_every or max(1, args.steps // 4),
+                     drift=args.drift, metrics=metrics, log=Progress(args.steps),
+                     autocast=None if dtype == torch.float32 else dtype)
     except FloatingPointError as error:
         cure = f"alpha·lr = {alpha * args.lr:g}: lower --lr or alpha" if s else "lower --lr"
         print()  # ends the line of the progress bar
         parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {metrics}")
 
     # Each file is renamed into place when it is whole; run.json, the mark of a finished run, comes last.
+    if start:
+        pissa_to_lora(model, start)
     if s:
         save_adapter(model, folder, base=short(args.base))
     else:
@@ -323,8 +402,7 @@ def main(argv=None):
         copy_tokenizer(args.base, folder)
     after = answers("after")
     if args.merge:
-        save_model(merge_lora(model), folder / "merged")
-        copy_tokenizer(args.base, folder / "merged")
+        save_merged(model, folder / "merged", args.base)
     pass1 = [summarize(records)["pass1"] if records else None for records in (before, after)]
     results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(test_problems),
                    val_loss_before=val_before, val_loss_after=rows[-1]["val_loss"],

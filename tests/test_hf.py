@@ -234,7 +234,7 @@ def test_a_spoilt_adapter_is_refused(spoil, tmp_path):
 
 @pytest.mark.parametrize("config", [
     dict(use_dora=True), dict(bias="all"), dict(bias="lora_only"), dict(modules_to_save=["lm_head"]),
-    dict(rank_pattern={"q_proj": 2}), dict(alpha_pattern={"q_proj": 2}), dict(fan_in_fan_out=True),
+    dict(rank_pattern={"q_proj": 2}), dict(alpha_pattern={"q_proj": "2"}), dict(fan_in_fan_out=True),
     dict(peft_type="LOHA"), dict(r=0), dict(r=-4), dict(r=5), dict(r="4"), dict(r=None), dict(lora_alpha=None),
     dict(lora_alpha=math.nan), dict(lora_alpha=math.inf), dict(lora_alpha="8"), dict(lora_dropout=1.5),
     dict(lora_bias=True), dict(trainable_token_indices=[1]), dict(lora_alpha=10**400), dict(lora_dropout="0.1"),
@@ -604,9 +604,9 @@ def test_a_rewritten_rank_file_is_seen(tmp_path):
 
 
 def test_a_copied_tokenizer_is_the_same(tmp_path):
-    """copy_tokenizer copies rank file and spec byte for byte, and no weights."""
+    """copy_tokenizer copies rank file, spec and generation file byte for byte, and no weights."""
     copied(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tiktoken", "spec.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tiktoken", "generation_config.json", "spec.json"]
     assert all(path.read_bytes() == (BASE / path.name).read_bytes() for path in tmp_path.iterdir())
 
 

@@ -471,7 +471,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
 
     batches: (idx, targets) as from epochs(), grad_accum of them an update, whose loss is the mean over all its targets.
     warmup: updates, a tenth of steps by default. grad_clip: largest gradient norm, None for no clipping. lr_ratio: B's
-    learning rate over A's (LoRA+, Hayou et al. 2024), which does what alpha does [derived; test_peers.py].
+    learning rate over A's: LoRA+, which does what alpha does [derived; test_peers.py::test_lora_plus_is_lora_alpha].
     A row: step (from 1), loss (of the update's batch, before it), val_loss (after it, every eval_every updates and at
     the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), and with drift the
     norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once. log: called with each row.

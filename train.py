@@ -411,7 +411,8 @@ def main(argv=None):
         summary = summarize(after)
         whole = {name: summary[name] for name in ("n", "pass1", "low", "high")}
         results["levels"] = {**summary.get("level", {}), "all levels": whole}
-    write_json(folder / "run.json", {**vars(args), "alpha": alpha, "s": s, "first_step_ratio": ratio,
+    write_json(folder / "run.json", {**vars(args), "alpha": alpha, "s": s, "lr_ratio": lr_ratio,
+                                     "first_step_ratio": ratio,
                                      "dtype": str(dtype).removeprefix("torch."), "n_train": len(examples),
                                      "n_val": len(val_examples), **origin(), "results": results})
     if folder != final:

@@ -3,6 +3,7 @@
 import ast
 import csv
 import importlib.util
+import os
 import re
 import statistics
 import subprocess
@@ -10,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
+from hf import load_model, save_adapter
+from lora_alpha import inject_lora
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,6 +78,33 @@ def test_every_flag_in_the_readme_exists(capsys):
     shown = re.findall(r"(?:train|eval_pass1)\.py((?: +-{0,2}[\w./-]+)*)", README)
     flags = set(re.findall(r"--[a-z][a-z-]*", " ".join(shown)))
     assert flags and flags <= known
+
+
+@pytest.mark.parametrize("who, flags", [("I have a PEFT adapter", ""), ("I want to check my implementation", ""),
+                                        ("I have a Llama folder", " --steps 2 --eval-problems 4")])
+def test_the_snippets_run(who, flags, tmp_path, monkeypatch):
+    """What the README tells a user to type works as it stands, on a small base, adapter, file and module."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("BASE", "FOLDER"):
+        (tmp_path / name).symlink_to(ROOT / "data/base")
+    save_adapter(inject_lora(load_model("BASE"), 4), "ADAPTER")
+    problems = (ROOT / "data/equations/test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "FILE").write_text("".join(problems[:20]))
+    (tmp_path / "mymodule.py").write_text((ROOT / "tests/conformance/examples/numpy_only.py").read_text())
+    text = README[README.index(f"**{who}"):]
+    text = text[:re.search(r"\n(\*\*|###|An adapter)", text).start()]
+    commands = re.findall(r"^    python (.*)$", text, flags=re.M)
+    assert len(commands) == (2 if "adapter" in who else 1)
+    for command in commands:
+        done = subprocess.run(f"{sys.executable} {ROOT}/{command}{flags}", shell=True, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": "."})
+        assert done.returncode == 0, done.stdout + done.stderr
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        names = {"idx": torch.tensor([[1, 2, 3]])}
+        exec(code, names)
+        assert names["logits"].shape == (1, 3, names["model"].config.vocab_size)
+    for folder in (name for name in ("MERGED", "OUT/merged") if name in text):
+        load_model(folder)
 
 
 def test_the_table_is_what_the_experiment_wrote():

@@ -107,7 +107,7 @@ def parse_args(argv=None):
 
 
 def method_alpha(method: str, rank: int, alpha: float | None, c: float | None) -> float:
-    """alpha of the multiplier s = alpha/r that a method and its flags ask for (MATH.md's table of rules, README)."""
+    """alpha of the multiplier s = alpha/r that a method and its flags ask for (the README says whose each is)."""
     if method == "lora-alpha":
         return alpha_for_rank(rank, c or 256.0) if alpha is None else alpha
     if method == "rslora":  # its own alpha is divided by √r, not by r

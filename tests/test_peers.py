@@ -106,7 +106,7 @@ def run(alpha, lr, lr_ratio=1.0, B=1.0, **options):
 
 @pytest.mark.parametrize("k", [8.0, 3.0])
 def test_lora_plus_is_lora_alpha(k):
-    """MATH.md §4: alpha·k is LoRA+ at the ratio k, and no other learning rate, under Adam with eps 0 and no decay."""
+    """alpha·k is LoRA+ at the ratio k, and no other learning rate, under Adam with eps 0 and no decay."""
     alpha = run(8 * k, 1e-3)
     plus = run(8, 1e-3, lr_ratio=k, B=k)
     for name in alpha:

@@ -168,7 +168,7 @@ def test_every_weight_comes_back_exactly(source, tmp_path, run):
     assert (status, err) == (0, "") and contents(tmp_path / "to").keys() == FILES
     assert f"model.safetensors {sum(w.size for w in weights.values()):,} parameters in 20 tensors, float32" in out
     assert "tokenizer.json 263 tokens, 4 merges, 3 special\n" in out
-    assert f"  python train.py --base {tmp_path}/to --data FILE --steps 30 --lr 1e-4\n" in out
+    assert f"  python train.py --base {tmp_path}/to --data FILE --steps 30\n" in out
     made = load_file(tmp_path / "to/model.safetensors")
     assert made.keys() == weights.keys()
     for name, weight in weights.items():

@@ -194,7 +194,7 @@ def main():
     print(f"model.safetensors {sum(map(torch.Tensor.numel, tensors.values())):,} parameters in {len(tensors)} tensors, "
           f"{args.dtype}, {size:,.0f} MB\ntokenizer.json {len(tokenizer['model']['vocab']):,} tokens, "
           f"{len(tokenizer['model']['merges']):,} merges, {len(tokenizer['added_tokens'])} special\n\n"
-          f"  python train.py --base {args.to or 'data/smollm2'} --data FILE --steps 30 --lr 1e-4\n"
+          f"  python train.py --base {args.to or 'data/smollm2'} --data FILE --steps 30\n"
           f"  python eval_pass1.py --base {args.to or 'data/smollm2'} --adapter none --data FILE")
 
 

@@ -256,7 +256,7 @@ def targeted(config: dict, name: str) -> bool:
         return re.fullmatch(by, name) if isinstance(by, str) else any(f".{name}".endswith(f".{end}") for end in by)
     targets, indices = config["target_modules"], config.get("layers_to_transform")
     if str(targets).lower() == ALL_LINEAR:
-        targets = r"(.*\.)?(?!lm_head$)[^.]+"
+        targets = r"(.*\.)?(?!lm_head$|embed_tokens$)[^.]+"
     if not named(targets) or named(config.get("exclude_modules") or []):
         return False
     if indices in (None, []) or isinstance(targets, str) or name in targets:
@@ -298,7 +298,7 @@ def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple
     check_tensors("adapter_model.safetensors", tensors, shapes)
     if not sizes:
         raise ValueError("the adapter has no layer in this model")
-    if strange := [key for key in tensors if not tensors[key].isfinite().all()]:
+    if strange := [key for key in tensors if not tensors[key].float().isfinite().all()]:
         raise ValueError(f"tensor {strange[0]} holds numbers that are not finite")
     return sizes
 
@@ -315,6 +315,7 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
         if lora_layers(model):
             raise ValueError("the model already has LoRA adapters: merge_lora them before another is loaded")
         sizes = adapter_sizes(config, tensors, dict(inner.named_modules()))
+        # Rank 1 and alpha 1 are replaced below, as each layer may have its own.
         inject_lora(inner, 1, 1.0, targets="|".join(map(re.escape, sizes)), dropout=config.get("lora_dropout") or 0.0)
     except (TypeError, AttributeError, re.error, ValueError) as error:
         raise ValueError(f"{folder}: {error}") from None

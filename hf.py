@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from lora_alpha import ALL_LINEAR, GPT, GPTConfig, inject_lora, lora_layers, lora_scaling
 
 # What torch.compile, FSDP, activation checkpointing and DDP put into the names of what they wrap.
-WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|^module)\.")
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
 # What transformers takes where config.json lacks the key.
-DEFAULTS = {"llama": dict(max_position_embeddings=2048),
-            "mistral": dict(max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096),
+DEFAULTS = {"llama": dict(max_position_embeddings=2048, bos_token_id=1, eos_token_id=2),
+            "mistral": dict(max_position_embeddings=131072, bos_token_id=1, eos_token_id=2, num_key_value_heads=8,
+                            sliding_window=4096),
             "qwen2": dict(max_position_embeddings=32768, num_key_value_heads=32),
             "qwen3": dict(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128)}
 
@@ -52,30 +53,33 @@ def write_json(path: str | Path, value: dict) -> None:
     os.replace(temporary, path)
 
 
+def plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     temporary = Path(f"{path}.tmp")
     temporary.touch()
     mode = temporary.stat().st_mode  # as the user's umask has it; safetensors leaves a file to its owner alone
-    save_file({WRAPPERS.sub("", name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+    save_file({plain(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
               temporary, metadata={"format": "pt"})
     temporary.chmod(mode)
     os.replace(temporary, path)
 
 
 def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file, memory-mapped, its floats in dtype where that is given.
-
-    The file is opened anew for each, so that the pages of one that was cast are given back before the next is read.
-    """
-    def read(name):
-        with safe_open(path, framework="pt") as file:
-            tensor = file.get_tensor(name)
-        return tensor.to(device, dtype if tensor.is_floating_point() else None)
-
+    """A safetensors file's tensors, memory-mapped, the floats in dtype. It is opened anew for each, so that the pages
+    of one that was cast are given back."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-        return {WRAPPERS.sub("", name): read(name) for name in names}
+            keys, tensors = sorted(file.keys()), {}
+        for key in keys:
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor(key)
+            if plain(key) in tensors:
+                raise SafetensorError(f"{key} stands in it twice, with a wrapper's name and without")
+            tensors[plain(key)] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        return tensors
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: no safetensors file that can be read ({error})") from None
 
@@ -84,8 +88,7 @@ def check_tensors(where, tensors: dict[str, torch.Tensor], shapes: dict[str, tup
     """ValueError, naming the tensor, unless these are exactly the tensors of these shapes, and floats."""
     for name in [*shapes, *sorted(tensors.keys() - shapes.keys())]:
         if name not in tensors or name not in shapes:
-            lack = "missing" if name in shapes else "of no layer of this model"
-            raise ValueError(f"{where}: tensor {name} is {lack}")
+            raise ValueError(f"{where}: tensor {name} is {'missing' if name in shapes else 'of no layer here'}")
         dtype, shape = tensors[name].dtype, tuple(tensors[name].shape)
         if shape != shapes[name] or not dtype.is_floating_point:
             raise ValueError(f"{where}: tensor {name} holds {dtype} of shape {shape}, not floats of {shapes[name]}")
@@ -97,8 +100,7 @@ def load_config(folder: str | Path) -> GPTConfig:
     Reads rope_theta and rope_scaling, or transformers 5's rope_parameters, which wins where both stand. A sliding
     window limits the context. Raises ValueError for a model type or a feature that this GPT would compute wrongly.
     """
-    path = Path(folder, "config.json")
-    raw = read_json(path)
+    raw = read_json(path := Path(folder, "config.json"))
     kind = str(raw.get("model_type"))
     raw = {**DEFAULTS.get(kind, {}), **raw}
     raw = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0} | {k: value for k, value in raw.items() if value is not None}
@@ -110,38 +112,39 @@ def load_config(folder: str | Path) -> GPTConfig:
     need(kind in DEFAULTS, "model_type", f"one of {', '.join(DEFAULTS)}")
     for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
                       "use_sliding_window": False, "partial_rotary_factor": 1}.items():
-        need((raw.get(key) or only) == only, key, only)
-    layers, window = raw.get("layer_types"), raw.get("sliding_window") if kind == "mistral" else None
-    need(not isinstance(layers, list) or set(map(str, layers)) <= {"full_attention"}, "layer_types", "full_attention")
+        need(raw.get(key, only) == only, key, only)
+    for key, most in {"vocab_size": 2**24, "hidden_size": 2**20, "intermediate_size": 2**20, "num_hidden_layers": 256,
+                      "num_attention_heads": 2**20, "max_position_embeddings": 2**30, "num_key_value_heads": 2**20,
+                      "head_dim": 2**20}.items():  # so that no size of a tensor is beyond torch
+        need(type(raw.get(key)) is int and 0 < raw[key] <= most or key not in raw and kind != "qwen3"
+             and key in ("num_key_value_heads", "head_dim"), key, f"a whole number from 1 to {most}")
+    need(raw.get("tie_word_embeddings", False) in (False, True), "tie_word_embeddings", "true or false")
+    need(raw.get("layer_types") in (None, ["full_attention"] * raw["num_hidden_layers"]), "layer_types", "only full")
+    window = raw.get("sliding_window") if kind == "mistral" else None
     need(window is None or type(window) is int and window > 0, "sliding_window", "null or a whole number above 0")
-    if window is not None and type(raw.get("max_position_embeddings")) is int:  # up to there attention is full
-        raw["max_position_embeddings"] = min(raw["max_position_embeddings"], window)
-    raw |= dict(attention_bias=kind == "qwen2", qk_norm=kind == "qwen3")  # the bias in q, k and v, not in o
-    for key in ("rope_scaling", "rope_parameters"):
-        need(isinstance(raw.get(key) or {}, dict), key, "null or an object")
-    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    theta = rope.pop("rope_theta", raw["rope_theta"])
-    need(rope_type in ("default", "llama3"), "rope_parameters" if raw.get("rope_parameters") else "rope_scaling",
-         "the type default or llama3")
-    rope_keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    for key, value in [("rope_theta", theta), ("rms_norm_eps", raw["rms_norm_eps"]),
-                       *((key, rope.get(key)) for key in rope_keys if rope_type == "llama3")]:
+    context = min(raw["max_position_embeddings"], window or 2**30)  # up to there attention is full
+    which = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    rope = raw.get(which) or {}
+    need(isinstance(rope, dict) and rope.get("partial_rotary_factor", 1) == 1 and not any(
+        isinstance(value, dict) for value in rope.values()), which, "one object, for every dimension and layer")
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    need(rope_type in ("default", "llama3"), which, "the type default or llama3")
+    theta = rope.get("rope_theta", raw["rope_theta"])
+    scaling = {key: rope.get(key) for key in ("factor", "low_freq_factor", "high_freq_factor",
+                                              "original_max_position_embeddings")} if rope_type == "llama3" else None
+    for key, value in {"rope_theta": theta, "rms_norm_eps": raw["rms_norm_eps"], **(scaling or {})}.items():
         need(is_number(value) and value > 0, key, "a number above 0", value)
+        need(not scaling or raw.get(key, value) == value or key == "rope_theta", key, f"the {value} of {which}")
+    need(not scaling or scaling["low_freq_factor"] < scaling["high_freq_factor"], which, "low_freq_factor below high_")
     generation = Path(folder, "generation_config.json")
     ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
     ends = raw.get("eos_token_id") if ends is None else ends
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     for token in [*ends, raw.get("bos_token_id", 0)]:
         need(type(token) is int and token >= 0, "eos_token_id or bos_token_id", "a whole number from 0", token)
-    for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                "max_position_embeddings"):
-        need(type(raw.get(key)) is int and (key != "num_hidden_layers" or raw[key] <= 1000), key, "a whole number (of "
-             "layers, up to 1000)")
-    names = GPTConfig.__dataclass_fields__.keys() - {"rope_theta", "rope_scaling", "eos_token_id"}
-    scaling = rope if rope_type == "llama3" else None
-    return GPTConfig(**{name: raw[name] for name in names if name in raw}, rope_theta=theta, rope_scaling=scaling,
-                     eos_token_id=tuple(ends))
+    raw |= dict(attention_bias=kind == "qwen2", qk_norm=kind == "qwen3",  # the bias in q, k and v, not in o
+                max_position_embeddings=context, rope_theta=theta, rope_scaling=scaling, eos_token_id=tuple(ends))
+    return GPTConfig(**{name: raw[name] for name in GPTConfig.__dataclass_fields__ if name in raw})
 
 
 def read_model_tensors(folder: Path, dtype, device) -> dict[str, torch.Tensor]:
@@ -181,7 +184,8 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    return getattr(model, "_orig_mod", getattr(model, "module", model))
+    inner = getattr(model, "_orig_mod", getattr(model, "module", None))
+    return model if inner is None else unwrapped(inner)
 
 
 def save_model(model: GPT, folder: str | Path) -> None:
@@ -200,10 +204,9 @@ def save_model(model: GPT, folder: str | Path) -> None:
     kind = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
     raw = {**vars(config), "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
            "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
-           "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")}
+           "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+           "rope_scaling": config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
     del raw["qk_norm"]  # the model type says it
-    if config.rope_scaling:
-        raw["rope_scaling"] = {"rope_type": "llama3", **config.rope_scaling}
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "generation_config.json",
                {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_id)})
@@ -227,22 +230,21 @@ def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = 
     lora_alpha / r finds the same s. Raises ValueError for a model without adapters.
     """
     model = unwrapped(model)
-    layers = {WRAPPERS.sub("", name): layer for name, layer in lora_layers(model).items()}
+    layers = {plain(name): layer for name, layer in lora_layers(model).items()}
     if not layers:
         raise ValueError("the model has no LoRA adapter to save")
     first = next(iter(layers.values()))
     ranks = {name: layer.rank for name, layer in layers.items()}
     alphas = {name: int(x.alpha) if float(x.alpha).is_integer() else x.alpha for name, x in layers.items()}
     leaves = {name.split(".")[-1] for name in layers}
-    plain = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    exact = not any(name.split(".")[-1] in leaves for name in plain)  # no unadapted layer is called the same
+    exact = not any(isinstance(module, torch.nn.Linear) and name.split(".")[-1] in leaves  # an unadapted layer's name
+                    for name, module in model.named_modules())
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": first.rank,
               "lora_alpha": next(iter(alphas.values())), "lora_dropout": first.dropout,
               "rank_pattern": ranks if len({*ranks.values()}) > 1 else {},
               "alpha_pattern": alphas if len({*alphas.values()}) > 1 else {},
               "target_modules": sorted(leaves if exact else layers), "bias": "none", "use_rslora": False,
-              "use_dora": False, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-              "modules_to_save": None}
+              "use_dora": False, "inference_mode": True, "init_lora_weights": True}
     tensors = {f"{PREFIX}{name}.lora_{half}.weight": getattr(layer, f"lora_{half}")
                for name, layer in layers.items() for half in "AB"}
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -256,15 +258,16 @@ def targeted(config: dict, name: str) -> bool:
         return re.fullmatch(by, name) if isinstance(by, str) else any(f".{name}".endswith(f".{end}") for end in by)
     targets, indices = config["target_modules"], config.get("layers_to_transform")
     if str(targets).lower() == ALL_LINEAR:
-        targets = r"(.*\.)?(?!lm_head$|embed_tokens$)[^.]+"
+        targets = r"(.*\.)?(?!lm_head$)[^.]+"
     if not named(targets) or named(config.get("exclude_modules") or []):
         return False
     if indices in (None, []) or isinstance(targets, str) or name in targets:
         return True
-    patterns = config.get("layers_pattern") or r"[^.]*"
-    patterns = "|".join([patterns] if isinstance(patterns, str) else patterns)
-    index = re.match(rf"(?:.*?\.)?(?:{patterns})\.(\d+)\.", name)
-    return bool(index) and int(index[1]) in (indices if isinstance(indices, list) else [indices])
+    patterns = config.get("layers_pattern") or r".*?\.[^.]*"
+    matches = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", name)
+               for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+    index = next((match["index"] for match in matches if match), None)
+    return index is not None and int(index) in (indices if isinstance(indices, list) else [indices])
 
 
 def layer_size(config: dict, name: str) -> tuple[int, float]:
@@ -287,14 +290,14 @@ def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple
     if str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} is not supported: such an adapter "
                          "belongs to a changed base; save it converted to plain LoRA")
-    sizes, shapes = {}, {}
+    sizes, shapes, targets = {}, {}, config.get("target_modules")
+    kinds = torch.nn.Linear if str(targets).lower() == ALL_LINEAR else torch.nn.Module
     for name, module in modules.items():
-        key = f"{PREFIX}{name}.lora_{{}}.weight"
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and (
-                key.format("A") in tensors if config.get("target_modules") is None else targeted(config, name)):
+        key, weight = f"{PREFIX}{name}.lora_{{}}.weight", getattr(module, "weight", None)
+        if isinstance(module, kinds) and weight is not None and (
+                key.format("A") in tensors if targets is None else targeted(config, name)):
             rank, _ = sizes[name] = layer_size(config, name)
-            m, n = module.weight.shape
-            shapes |= {key.format("A"): (rank, n), key.format("B"): (m, rank)}
+            shapes |= {key.format("A"): (rank, weight.shape[-1]), key.format("B"): (len(weight), rank)}
     check_tensors("adapter_model.safetensors", tensors, shapes)
     if not sizes:
         raise ValueError("the adapter has no layer in this model")
@@ -315,12 +318,11 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
         if lora_layers(model):
             raise ValueError("the model already has LoRA adapters: merge_lora them before another is loaded")
         sizes = adapter_sizes(config, tensors, dict(inner.named_modules()))
-        # Rank 1 and alpha 1 are replaced below, as each layer may have its own.
         inject_lora(inner, 1, 1.0, targets="|".join(map(re.escape, sizes)), dropout=config.get("lora_dropout") or 0.0)
-    except (TypeError, AttributeError, re.error, ValueError) as error:
+    except (TypeError, AttributeError, OverflowError, RecursionError, re.error, ValueError) as error:
         raise ValueError(f"{folder}: {error}") from None
     for name, layer in lora_layers(inner).items():
-        layer.rank, layer.alpha = sizes[name]
+        layer.rank, layer.alpha = sizes[name]  # rank_pattern and alpha_pattern may give each layer its own
         layer.scaling = lora_scaling(*sizes[name])
         layer.lora_A, layer.lora_B = (torch.nn.Parameter(tensors[f"{PREFIX}{name}.lora_{half}.weight"].to(
             layer.base.weight.device, torch.float32, copy=True)) for half in "AB")
@@ -425,11 +427,10 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
     if len(files) != 1:
         raise ValueError(f"{folder}: has {len(files)} of *.tiktoken, tokenizer.model and tokenizer.json, not one")
     ranks = {}
-    for number, line in enumerate(files[0].read_bytes().splitlines(), 1):
+    for number, line in enumerate(files[0].read_bytes().strip().splitlines(), 1):
         try:
-            if line.strip():
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
             raise ValueError(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)") from None
     spec = read_json(folder / "spec.json")

@@ -392,7 +392,7 @@ def test_smollm2s_files_are_those_of_other_readers(smollm2):
 @pytest.mark.slow
 @needs_real
 def test_smollm2_learns_from_grade_school_problems(smollm2, tmp_path):
-    """Thirty steps by train.py's default rate lower the validation loss, and the adapter answers in words and numbers."""
+    """Thirty steps at the default rate lower the validation loss, and the adapter answers in words and numbers."""
     lines = (REAL / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(lines[:400]), encoding="utf-8")
     (tmp_path / "val.jsonl").write_text("".join(lines[400:430]), encoding="utf-8")

@@ -22,6 +22,9 @@ from lora_alpha import ALL_LINEAR, GPT, GPTConfig, inject_lora, lora_layers, lor
 
 # What torch.compile, FSDP, activation checkpointing and DDP put into the names of what they wrap.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
+# The files of tokenizer and generation, which a model that is made of another keeps.
+COPIED = re.compile(r".+\.(tiktoken|jinja)|tokenizer\.model|merges\.txt|(spec|tokenizer|tokenizer_config|vocab|"
+                    r"special_tokens_map|added_tokens|chat_template|generation_config)\.json")
 # What transformers takes where config.json lacks the key.
 DEFAULTS = {"llama": dict(max_position_embeddings=2048, bos_token_id=1, eos_token_id=2),
             "mistral": dict(max_position_embeddings=131072, bos_token_id=1, eos_token_id=2, num_key_value_heads=8,
@@ -48,9 +51,8 @@ def is_number(value) -> bool:
 
 
 def write_json(path: str | Path, value: dict) -> None:
-    temporary = Path(f"{path}.tmp")
-    temporary.write_bytes((json.dumps(value, indent=2) + "\n").encode())
-    os.replace(temporary, path)
+    Path(f"{path}.tmp").write_bytes((json.dumps(value, indent=2) + "\n").encode())
+    os.replace(f"{path}.tmp", path)
 
 
 def plain(name: str) -> str:
@@ -61,21 +63,21 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     temporary = Path(f"{path}.tmp")
     temporary.touch()
     mode = temporary.stat().st_mode  # as the user's umask has it; safetensors leaves a file to its owner alone
-    save_file({plain(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-              temporary, metadata={"format": "pt"})
+    tensors = {plain(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from None
     temporary.chmod(mode)
     os.replace(temporary, path)
 
 
 def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
-    """A safetensors file's tensors, memory-mapped, the floats in dtype. It is opened anew for each, so that the pages
-    of one that was cast are given back."""
+    """A safetensors file's tensors, memory-mapped, floats in dtype; opened anew for each, so that cast pages go."""
     try:
-        with safe_open(path, framework="pt") as file:
-            keys, tensors = sorted(file.keys()), {}
-        for key in keys:
-            with safe_open(path, framework="pt") as file:
-                tensor = file.get_tensor(key)
+        tensors = {}
+        for key in sorted(safe_open(path, framework="pt").keys()):
+            tensor = safe_open(path, framework="pt").get_tensor(key)
             if plain(key) in tensors:
                 raise SafetensorError(f"{key} stands in it twice, with a wrapper's name and without")
             tensors[plain(key)] = tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -111,7 +113,7 @@ def load_config(folder: str | Path) -> GPTConfig:
 
     need(kind in DEFAULTS, "model_type", f"one of {', '.join(DEFAULTS)}")
     for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
-                      "use_sliding_window": False, "partial_rotary_factor": 1}.items():
+                      "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1}.items():
         need(raw.get(key, only) == only, key, only)
     for key, most in {"vocab_size": 2**24, "hidden_size": 2**20, "intermediate_size": 2**20, "num_hidden_layers": 256,
                       "num_attention_heads": 2**20, "max_position_embeddings": 2**30, "num_key_value_heads": 2**20,
@@ -157,11 +159,11 @@ def read_model_tensors(folder: Path, dtype, device) -> dict[str, torch.Tensor]:
         if not isinstance(places, dict) or not all(
                 isinstance(file, str) and file == os.path.basename(file) for file in places.values()):
             raise ValueError(f"{index}: needs weight_map, an object from tensors to file names in this folder")
-        tensors = {}
+        places, tensors = {plain(name): file for name, file in places.items()}, {}
         for file in sorted(set(places.values())):
             shard = read_tensors(folder / file, dtype, device)
             if wrong := sorted(shard.keys() ^ {name for name in places if places[name] == file}):
-                raise ValueError(f"{folder / file}: tensor {wrong[0]} is in this file or in {index.name}, not in both")
+                raise ValueError(f"{folder / file}: tensor {wrong[0]} is not where {index.name} says")
             tensors |= shard
     return {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # a harmless relic
 
@@ -175,12 +177,14 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     with torch.device("meta"):  # no memory is taken before the file's own
         model = GPT(load_config(folder))
     tensors = read_model_tensors(folder, dtype, device)
-    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # whatever the file holds, as transformers
+    tied, embedding = model.config.tie_word_embeddings, tensors.get("model.embed_tokens.weight")
+    head = tensors.setdefault("lm_head.weight", embedding) if tied else None
     check_tensors(folder, tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()})
+    if tied and head is not embedding and not torch.equal(head, embedding):  # transformers 4 and 5 differ here
+        raise ValueError(f"{folder}: lm_head.weight is not the embedding: tie_word_embeddings must be false")
     model.load_state_dict(tensors, assign=True)
     model.tie()
-    return model.requires_grad_(True)
+    return model.eval().requires_grad_(True)
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
@@ -208,8 +212,7 @@ def save_model(model: GPT, folder: str | Path) -> None:
            "rope_scaling": config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
     del raw["qk_norm"]  # the model type says it
     write_tensors(folder / "model.safetensors", tensors)
-    write_json(folder / "generation_config.json",
-               {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_id)})
+    write_json(folder / "generation_config.json", {key: raw[key] for key in ("bos_token_id", "eos_token_id")})
     write_json(folder / "config.json", raw)
 
 
@@ -233,14 +236,13 @@ def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = 
     layers = {plain(name): layer for name, layer in lora_layers(model).items()}
     if not layers:
         raise ValueError("the model has no LoRA adapter to save")
-    first = next(iter(layers.values()))
     ranks = {name: layer.rank for name, layer in layers.items()}
     alphas = {name: int(x.alpha) if float(x.alpha).is_integer() else x.alpha for name, x in layers.items()}
     leaves = {name.split(".")[-1] for name in layers}
     exact = not any(isinstance(module, torch.nn.Linear) and name.split(".")[-1] in leaves  # an unadapted layer's name
                     for name, module in model.named_modules())
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": first.rank,
-              "lora_alpha": next(iter(alphas.values())), "lora_dropout": first.dropout,
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": [*ranks.values()][0],
+              "lora_alpha": [*alphas.values()][0], "lora_dropout": [*layers.values()][0].dropout,
               "rank_pattern": ranks if len({*ranks.values()}) > 1 else {},
               "alpha_pattern": alphas if len({*alphas.values()}) > 1 else {},
               "target_modules": sorted(leaves if exact else layers), "bias": "none", "use_rslora": False,
@@ -293,14 +295,13 @@ def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple
     sizes, shapes, targets = {}, {}, config.get("target_modules")
     kinds = torch.nn.Linear if str(targets).lower() == ALL_LINEAR else torch.nn.Module
     for name, module in modules.items():
-        key, weight = f"{PREFIX}{name}.lora_{{}}.weight", getattr(module, "weight", None)
-        if isinstance(module, kinds) and weight is not None and (
-                key.format("A") in tensors if targets is None else targeted(config, name)):
+        key = f"{PREFIX}{name}.lora_{{}}.weight"
+        if isinstance(module, kinds) and (key.format("A") in tensors if targets is None else targeted(config, name)):
+            if not isinstance(module, torch.nn.Linear):
+                raise ValueError(f"tensor {key.format('A')} would not be of a linear layer")
             rank, _ = sizes[name] = layer_size(config, name)
-            shapes |= {key.format("A"): (rank, weight.shape[-1]), key.format("B"): (len(weight), rank)}
+            shapes |= {key.format("A"): (rank, module.in_features), key.format("B"): (module.out_features, rank)}
     check_tensors("adapter_model.safetensors", tensors, shapes)
-    if not sizes:
-        raise ValueError("the adapter has no layer in this model")
     if strange := [key for key in tensors if not tensors[key].float().isfinite().all()]:
         raise ValueError(f"tensor {strange[0]} holds numbers that are not finite")
     return sizes
@@ -444,7 +445,6 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
     """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete."""
     for path in Path(source).iterdir():
-        if re.fullmatch(r".+\.(tiktoken|jinja)|tokenizer\.model|merges\.txt|(spec|tokenizer|tokenizer_config|vocab|"
-                        r"special_tokens_map|added_tokens|chat_template|generation_config)\.json", path.name):
+        if COPIED.fullmatch(path.name):
             shutil.copyfile(path, Path(folder, path.name + ".tmp"))
             os.replace(Path(folder, path.name + ".tmp"), Path(folder, path.name))

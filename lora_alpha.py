@@ -242,8 +242,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
         self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
-        self.q_norm, self.k_norm = (nn.RMSNorm(D, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
-                                    for _ in "qk")
+        norm = nn.RMSNorm if config.qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(D, eps=config.rms_norm_eps), norm(D, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope, cache=None) -> Tensor:
         B, T, _ = x.shape
@@ -481,8 +481,9 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     """
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
-    if not params:
-        raise ValueError("no parameter requires a gradient: inject_lora first, or model.requires_grad_(True)")
+    if not params or not 0 < lr_ratio < math.inf:
+        raise ValueError(f"lr_ratio = {lr_ratio}: it must be a finite number above 0" if params else
+                         "no parameter requires a gradient: inject_lora first, or model.requires_grad_(True)")
     # Weight decay, where asked for, is for matrices: norms and biases are left out, as in nanoGPT.
     layers = list(lora_layers(model).values())
     B = {layer.lora_B for layer in layers}
@@ -491,8 +492,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0, lr_ratio=1.0)]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas, eps, fused=True)
     warmup = max(1, steps // 10) if warmup is None else warmup
-    columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s"]
-    columns += ["signal", "drift", "drift_ratio"] if drift else []
+    columns = ("step loss val_loss lr grad_norm clipped tokens_per_s" + " signal drift drift_ratio" * drift).split()
     if metrics:
         Path(metrics).write_text(",".join(columns) + "\n")
     rows, batches = [], iter(batches)
@@ -528,7 +528,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         before = [(layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for layer in layers if drift]
         optimizer.step()
 
-        row = dict(step=step, loss=loss.item(), val_loss=None, lr=optimizer.param_groups[0]["lr"],
+        row = dict(step=step, loss=loss.item(), val_loss=None, lr=learning_rate(step, steps, lr, warmup),
                    grad_norm=norm.item(), clipped=int(clipped),
                    tokens_per_s=sum(idx.numel() for idx, _ in micro) / (time.perf_counter() - start))
         if drift:

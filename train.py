@@ -24,7 +24,8 @@ import torch
 
 from eval_pass1 import (Parser, begin_token, data_file, encode_example, end_tokens, load_problems, plain_output,
                         print_table, solve, summarize)
-from hf import (copy_tokenizer, load_adapter, load_model, load_tokenizer, save_adapter, save_model, write_json)
+from hf import (COPIED, copy_tokenizer, load_adapter, load_model, load_tokenizer, read_json, save_adapter, save_model,
+                write_json)
 from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
                         merge_lora, train)
 
@@ -132,13 +133,13 @@ def first_step_ratio(model) -> float:
 def pissa_init(model) -> dict[str, tuple]:
     """PiSSA (Meng et al. 2024): the r principal singular directions of W0 move from the base into A and B.
 
-    W0 - s·B·A stays frozen, and the sum is still W0. Returns {layer: (W0, A, B)}, for pissa_to_lora.
+    W0 - s·B·A stays frozen, in W0's dtype, and the sum is still W0. Returns {layer: (W0, A, B)}, for pissa_to_lora.
     """
     start = {}
     for name, layer in lora_layers(model).items():
         W0, r, s = layer.base.weight.data, layer.rank, layer.scaling
         if r > min(W0.shape):
-            raise ValueError(f"--rank {r}: {name} has only {min(W0.shape)} singular vectors for PiSSA")
+            raise ValueError(f"--rank {r}: PiSSA takes at most {min(W0.shape)} here, the singular vectors of {name}")
         U, S, Vh = torch.linalg.svd(W0.to(layer.lora_A.dtype), full_matrices=False)
         root = (S[:r] / s).sqrt()
         layer.lora_A.copy_(root[:, None] * Vh[:r])  # (r, in)
@@ -253,15 +254,18 @@ def origin() -> dict:
                 commit=git.strip() or None)
 
 
-def save_merged(model, folder: Path, base: str) -> None:
-    """Merges the adapters and writes the model folder, with the files of the base's tokenizer and generation."""
+def save_merged(model, folder: Path, base: str) -> str:
+    """Merges the adapters and writes the model folder, all but the weights as in the base's. Returns what changed."""
     layers = lora_layers(model).values()
     changed = sum(int((layer.merged_weight() != layer.base.weight).sum()) for layer in layers)
     share = changed / sum(layer.base.weight.numel() for layer in layers)
     save_model(merge_lora(model), folder)
     copy_tokenizer(base, folder)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # bfloat16 loses what moves by less than half a step
-    print(f"merged model in {short(folder)}: {100 * share:.2f}% of the adapted weights changed, in {dtype}")
+    config = read_json(Path(base, "config.json"))
+    config.pop("dtype", None)  # transformers 5's name for torch_dtype, which it reads as well
+    write_json(Path(folder, "config.json"), config | {"torch_dtype": dtype})
+    return f"{100 * share:.2f}% of the adapted weights changed, in {dtype}"
 
 
 def merge(argv):
@@ -276,7 +280,7 @@ def merge(argv):
         if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
             raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
         model = load_adapter(load_model(args.base), args.adapter)
-        save_merged(model, args.out, args.base)
+        print(f"merged model in {args.out}: {save_merged(model, args.out, args.base)}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -296,6 +300,8 @@ def main(argv=None):
             raise ValueError(f"--out {out} is a file: it must be a folder")
         # A finished run, or one that was cut off between its training and its pass@1.
         ours = (out / "run.json").exists() or (out / "metrics.csv").exists()
+        if args.overwrite and args.out and Path(args.base).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"--out {out} holds the base {args.base}, which --overwrite removes: choose another name")
         holds_run = bool(args.out) and ((out / "run.json").exists() or any(out.glob("*.safetensors")))
         if holds_run and (not ours or out.resolve() == Path(args.base).resolve()):
             raise ValueError(f"--out {out} holds files that are no run of train.py, or the base: choose another name")
@@ -330,7 +336,10 @@ def main(argv=None):
                 inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
             except RuntimeError as error:  # torch's words for no memory
                 raise ValueError(f"--rank {args.rank} is too large: {str(error).splitlines()[0]}") from None
-            start = pissa_init(model) if args.method == "pissa" else None
+            try:
+                start = pissa_init(model) if args.method == "pissa" else None
+            except RuntimeError as error:  # torch's words for weights that have no singular values, as NaN
+                raise ValueError(f"--method pissa: {str(error).splitlines()[0]}") from None
             s = lora_scaling(args.rank, alpha)
             ratio = first_step_ratio(model) * lr_ratio if args.method != "pissa" else None  # there B is not 0
         final = claim_folder(args)
@@ -389,6 +398,7 @@ def main(argv=None):
                      autocast=None if dtype == torch.float32 else dtype)
     except FloatingPointError as error:
         cure = f"alpha·lr = {alpha * args.lr:g}: lower --lr or alpha" if s else "lower --lr"
+        cure += " or --lr-ratio" if args.method == "lora+" else ""
         print()  # ends the line of the progress bar
         parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {metrics}")
 
@@ -402,7 +412,7 @@ def main(argv=None):
         copy_tokenizer(args.base, folder)
     after = answers("after")
     if args.merge:
-        save_merged(model, folder / "merged", args.base)
+        print(f"merged model in {short(final / 'merged')}: {save_merged(model, folder / 'merged', args.base)}")
     pass1 = [summarize(records)["pass1"] if records else None for records in (before, after)]
     results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(test_problems),
                    val_loss_before=val_before, val_loss_after=rows[-1]["val_loss"],
@@ -422,9 +432,9 @@ def main(argv=None):
 
 def replace_run(new: Path, old: Path) -> None:
     """Moves a finished run's files into the folder of the one that it overwrites, whose own files go."""
-    for pattern in ("run.json", "metrics.csv", "adapter_*", "*config.json", "*.safetensors", "*.tiktoken", "spec.json",
-                    "tokenizer.*", "special_tokens_map.json"):
-        for path in old.glob(pattern):
+    ours = re.compile(r"run\.json|metrics\.csv|config\.json|adapter_.*|.*\.safetensors")
+    for path in old.iterdir():
+        if COPIED.fullmatch(path.name) or ours.fullmatch(path.name):
             path.unlink()
     shutil.rmtree(old / "merged", ignore_errors=True)
     for path in new.iterdir():

@@ -259,6 +259,7 @@ CONTRADICTIONS = {
         dict(rope_scaling={**LLAMA3, "rope_type": "default", "type": "llama3"}), "rope"),
     "rope_type linear, type llama3": (dict(rope_scaling={**LLAMA3, "rope_type": "linear", "type": "llama3"}), "rope"),
     "partial_rotary_factor": (dict(partial_rotary_factor=0.5), "partial_rotary_factor"),
+    "is_causal": (dict(is_causal=False), "is_causal"),
     "partial_rotary_factor, plain rope": (
         dict(partial_rotary_factor=0.5, rope_scaling=None), "partial_rotary_factor"),
     "partial_rotary_factor in rope_parameters": (
@@ -377,6 +378,38 @@ def test_a_folder_with_one_wrong_tensor_is_refused_by_its_name(good, data):
         assert any(word in str(refused.value) for word in named), (named, refused.value)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tied_folder_with_a_head_of_its_own_is_refused(same, good, tmp_path):
+    """transformers 4 would take the embedding and 5 the head; a head that is the embedding is no matter."""
+    shutil.copytree(good["llama", True, "1GB"], tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone() + (0 if same else 1e-3)
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors")
+    if same:
+        model = load_model(tmp_path)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+    else:
+        with pytest.raises(ValueError, match="lm_head.weight is not the embedding"):
+            load_model(tmp_path)
+
+
+def test_a_loaded_model_is_in_eval_mode(good):
+    """As from_pretrained returns it: an adapter's dropout does not act unless training turns it on."""
+    assert not any(module.training for module in load_model(good["llama", True, "1GB"]).modules())
+
+
+def test_the_names_of_wrappers_in_shards_are_read(good, tmp_path):
+    """Shards and index of a compiled model load as its single file does."""
+    shutil.copytree(good["llama", True, "5KB"], tmp_path, dirs_exist_ok=True)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {f"_orig_mod.{name}": file for name, file in index["weight_map"].items()}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for shard in tmp_path.glob("model-*.safetensors"):
+        save_file({f"_orig_mod.{name}": tensor for name, tensor in load_file(shard).items()}, shard)
+    whole, read = load_model(good["llama", True, "1GB"]).state_dict(), load_model(tmp_path).state_dict()
+    assert whole.keys() == read.keys() and all(torch.equal(whole[name], read[name]) for name in whole)
+
+
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
 def test_a_tensor_that_stands_twice_is_refused(wrapper, good, tmp_path):
     """Plain and under a wrapper's name: neither silently takes the other's place."""
@@ -384,6 +417,20 @@ def test_a_tensor_that_stands_twice_is_refused(wrapper, good, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     save_file({**tensors, f"{wrapper}model.norm.weight": torch.zeros(32)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="model.norm.weight"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_tensor_that_stands_in_two_shards_is_refused(known, good, tmp_path):
+    """A stray copy with other values, whichever of the two shards the index names."""
+    shutil.copytree(good["llama", False, "5KB"], tmp_path, dirs_exist_ok=True)
+    places, name = places_of(tmp_path), "model.norm.weight"
+    other = next(file for file in places.values() if file != places[name])
+    tensors = load_file(tmp_path / other)
+    save_file({**tensors, name: torch.zeros(32)}, tmp_path / other)
+    if known:
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map={**places, name: other})))
+    with pytest.raises(ValueError, match=name):
         load_model(tmp_path)
 
 
@@ -461,15 +508,20 @@ class Trap:
 
 
 def test_a_pickle_is_never_unpickled(good, tmp_path, monkeypatch):
-    """What torch.save or pickle wrote under the name of weights runs no code."""
+    """What torch.save or pickle wrote under the name of weights, of a shard or as pytorch_model.bin runs no code."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(good["llama", False, "1GB"], "x")
+    places = places_of("x")
     for write in (lambda path: torch.save(Trap(), path), lambda path: path.write_bytes(pickle.dumps(Trap()))):
-        shutil.copytree(good["llama", False, "1GB"], tmp_path / "x", dirs_exist_ok=True)
-        write(tmp_path / "x/model.safetensors")
-        (tmp_path / "x/pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-        refused_at_once(tmp_path / "x")
-        (tmp_path / "x/model.safetensors").unlink()
-        refused_at_once(tmp_path / "x")
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            write(Path("x", name))
+            refused_at_once("x")
+        Path("x/model.safetensors").unlink()
+        refused_at_once("x")
+        Path("x/model.safetensors.index.json").write_text(json.dumps(dict(weight_map=dict.fromkeys(
+            places, "pytorch_model.bin"))))
+        refused_at_once("x")
+        Path("x/model.safetensors.index.json").unlink()
     assert not Path("sprung").exists()
 
 

@@ -6,9 +6,11 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import hf
 import train as script
 from hf import load_adapter, load_model, save_adapter, save_model
 from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers, train
@@ -121,6 +123,17 @@ def test_what_breaks_the_equivalence(options):
     assert max(far(plus[name], alpha[name]) for name in alpha) > 1e-4
 
 
+def test_a_learning_rate_of_b_that_is_none_is_refused():
+    """lr_ratio must be a finite number above 0; the lr of a row is A's whatever is frozen."""
+    for ratio in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="lr_ratio"):
+            run(8, 1e-3, lr_ratio=ratio)
+    model = inject_lora(tiny(), 4)
+    for layer in lora_layers(model).values():
+        layer.lora_A.requires_grad_(False)
+    assert train(model, [(IDX, TARGETS)], steps=1, lr=1e-3, lr_ratio=16.0)[0]["lr"] == 1e-3
+
+
 # ---- PiSSA -----------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +226,8 @@ def test_merge_writes_a_whole_folder_and_says_what_changed(dtype, least, most, t
     for name in ("base.tiktoken", "spec.json"):
         (base / name).write_bytes((script.HERE / "data/base" / name).read_bytes())
     (base / "generation_config.json").write_text('{"eos_token_id": [3, 4],  "top_p": 0.9}')
+    config = json.loads((base / "config.json").read_text()) | {"model_type": "mistral", "sliding_window": 48}
+    (base / "config.json").write_text(json.dumps(config | {"architectures": ["MistralForCausalLM"]}))
     model = inject_lora(load_model(base), 4, 8.0)
     shake(model, std=0.003)
     save_adapter(model, tmp_path / "adapter")
@@ -225,22 +240,28 @@ def test_merge_writes_a_whole_folder_and_says_what_changed(dtype, least, most, t
     assert share == pytest.approx(moved.double().mean().item(), abs=1e-4) and least <= share <= most
     for name in ("base.tiktoken", "spec.json", "generation_config.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
+    assert json.loads((tmp_path / "merged/config.json").read_text()) == json.loads((base / "config.json").read_text())
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert peer.dtype == dtype
     assert far(logits(peer.float()), logits(model.float())) < (1e-5 if dtype == torch.float32 else 0.05)
 
 
-def test_a_merge_that_fails_is_one_line_and_writes_nothing(tmp_path, capsys):
-    """A folder that holds something, a base that is none, an adapter of another model."""
+def no_room(tensors, path, metadata):
+    raise SafetensorError("no room on the disk")
+
+
+def test_a_merge_that_fails_is_one_line_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    """A full disk, a folder that holds something, a base that is none, an adapter of another model."""
     save_model(tiny(), tmp_path / "base")
     save_adapter(inject_lora(tiny(), 4), tmp_path / "adapter")
     save_adapter(inject_lora(torch.nn.Sequential(torch.nn.Linear(3, 3)), 4), tmp_path / "other")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    for base, adapter, out, word in [("base", "adapter", "base", "not an empty"), ("x", "adapter", "out", "x/config"),
-                                     ("base", "other", "out", "lora_A")]:
+    monkeypatch.setattr(hf, "save_file", no_room)
+    for base, adapter, out, word in [("base", "adapter", "full", "no room"), ("base", "adapter", "base", "not an"),
+                                     ("x", "adapter", "out", "x/config"), ("base", "other", "out", "lora_A")]:
         with pytest.raises(SystemExit) as stop:
             script.main(["merge", "--base", str(tmp_path / base), "--adapter", str(tmp_path / adapter),
                          "--out", str(tmp_path / out)])
         error = capsys.readouterr().err
         assert stop.value.code == 2 and word in error and error.count("\n") == 1
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.suffix != ".tmp"} == before

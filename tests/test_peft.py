@@ -439,6 +439,17 @@ def test_a_config_that_names_other_layers_than_the_file_is_refused_by_the_tensor
     assert named in refusal(gpt(), write(tmp_path, **fields))
 
 
+@pytest.mark.parametrize("name, size", [("model.norm", 16), ("model.layers.1.input_layernorm", 16),
+                                        ("model.embed_tokens", 31)])
+@pytest.mark.parametrize("targets", ["listed", "null"])
+def test_tensors_for_what_is_no_linear_layer_are_refused(targets, name, size, tmp_path):
+    """LoRA tensors of a norm or an embedding, targeted and of the right shape, are a ValueError that names it."""
+    tensors = {**good()[1], f"{PREFIX}{name}.lora_A.weight": torch.ones(8, 16),
+               f"{PREFIX}{name}.lora_B.weight": torch.ones(size, 8)}
+    targets = ["q_proj", "up_proj", name] if targets == "listed" else None
+    assert name in refusal(gpt(), write(tmp_path, tensors=tensors, target_modules=targets))
+
+
 def test_an_lm_head_that_peft_saves_with_its_base_is_refused_by_the_tensor(tmp_path):
     """Where PEFT wrote the output head's own weight beside its adapter, the ValueError names it; without, it loads."""
     wrapped = fill(peft.get_peft_model(llama(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"])))
@@ -493,6 +504,19 @@ def test_a_wrapped_model_takes_an_adapter(wrap, tmp_path):
     wrapped = wrap(model)
     assert load_adapter(wrapped, write(tmp_path)) is wrapped
     assert far(logits(model), good_logits()) <= 2e-5
+
+
+@pytest.mark.parametrize("path", ["model", "model.layers.0", "model.layers.1.self_attn",
+                                  "model.layers.0.self_attn.q_proj"])
+def test_a_model_compiled_inside_takes_the_whole_adapter_or_none(path, tmp_path):
+    """Where a part of the model is compiled, load_adapter fills every layer of the file, or is a ValueError."""
+    model, folder = compile_inside(gpt(), path), write(tmp_path)
+    try:
+        load_adapter(model, folder)
+    except ValueError:
+        assert refusal(model, folder)
+    else:
+        assert len(lora_layers(model)) == len(good()[1]) / 2
 
 
 def test_lora_on_a_tied_head_is_refused(tmp_path):

@@ -99,6 +99,20 @@ def test_an_overwritten_run_is_replaced_whole(tmp_path):
         "spec.json"]
 
 
+def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path):
+    """A base inside --out is refused, and a chat template that the new run has not is gone."""
+    shutil.copytree(ROOT / "data/base", tmp_path / "o/merged")
+    (tmp_path / "o/metrics.csv").write_text("")
+    (tmp_path / "o/chat_template.jinja").write_text("old")
+    (tmp_path / "o/notes.txt").write_text("mine")
+    (tmp_path / "o/run.json").write_text("{}")
+    done = run("--base", "o/merged", "--steps", 1, *FAST, "--out", "o", "--overwrite", cwd=tmp_path)
+    assert done.returncode == 2 and "holds the base" in done.stderr and (tmp_path / "o/merged/config.json").is_file()
+    done = run("--rank", 2, "--steps", 1, *FAST, "--merge", "--out", "o", "--overwrite", cwd=tmp_path)
+    assert done.returncode == 0 and "merged model in o/merged: " in done.stdout
+    assert not (tmp_path / "o/chat_template.jinja").exists() and (tmp_path / "o/notes.txt").read_text() == "mine"
+
+
 def test_lora_alpha_is_ahead_of_lora_after_sixty_steps(tmp_path):
     """Same rank, learning rate, steps and seed: the rule's validation loss is below that of alpha = 2r."""
     for method in ("lora-alpha", "lora"):

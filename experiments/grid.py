@@ -1,0 +1,68 @@
+"""A sweep that can be stopped: every finished cell is a line of a CSV file at once, and is not run again.
+
+The scripts beside this one hand `sweep` their cells and a function that works one out.
+"""
+
+import csv
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # the scripts stand in a folder of their own, the modules above it
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The lines of the CSV file, numbers as floats where they are such; none where there is no file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def number(text: str):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def key(cell: dict, names) -> tuple:
+    return tuple(number(str(cell[name])) for name in names)
+
+
+def sweep(path: Path, cells: list[dict], work, columns: list[str], processes: int | None = None) -> list[dict]:
+    """Works out every cell that the CSV at path lacks, in parallel, and returns all of the cells' rows.
+
+    work(cell) gives the values beside the cell's own: a dict, or a list of them for several lines. It runs in a process
+    of its own with one thread, so it must be a function of a module. A cell's lines are written together.
+    """
+    names, rows = list(cells[0]), read_rows(path)
+    done = {key(row, names) for row in rows}
+    left = [cell for cell in cells if key(cell, names) not in done]
+    processes = processes or os.cpu_count()
+    start = time.time()
+    if left:
+        print(f"{path.name}: {len(cells) - len(left)} of {len(cells)} cells are there, {len(left)} to go", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            waiting = {pool.submit(work, cell): cell for cell in left}
+            for i, future in enumerate(as_completed(waiting), 1):
+                cell, found = waiting[future], future.result()
+                lines = [{**cell, **values} for values in (found if isinstance(found, list) else [found])]
+                new = not path.is_file()
+                with open(path, "a", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, columns, lineterminator="\n")
+                    if new:
+                        writer.writeheader()
+                    writer.writerows(lines)
+                minutes = (time.time() - start) / i * (len(left) - i) / 60
+                told = " ".join(f"{name} {value}" for name, value in cell.items())
+                print(f"{i}/{len(left)} {told}, {minutes:.0f} min left", flush=True)
+    wanted = {key(cell, names) for cell in cells}
+    return [row for row in read_rows(path) if key(row, names) in wanted]

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,11 @@ def test_the_picture_is_drawn_from_the_csv_alone(tmp_path):
                           env={"PYTHONPATH": str(ROOT), "PATH": ""})
     assert done.returncode == 0, done.stderr
     assert 0 < (copy / "curvature.png").stat().st_size < 200_000
+
+
+def test_the_quick_setting_runs():
+    """curvature.py --quick, a minute on two cores: what it measures is within a factor of two of the prediction."""
+    done = subprocess.run([sys.executable, ROOT / "experiments/curvature.py", "--quick"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    low, high = re.search(r"measured share is ([\d.]+) to ([\d.]+) of", done.stdout).groups()
+    assert 0.5 < float(low) and float(high) < 2

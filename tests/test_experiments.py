@@ -92,7 +92,8 @@ def test_the_picture_is_drawn_from_the_csv_alone(tmp_path):
 
 def test_the_quick_setting_runs():
     """curvature.py --quick, a minute on two cores: what it measures is within a factor of two of the prediction."""
-    done = subprocess.run([sys.executable, ROOT / "experiments/curvature.py", "--quick"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "experiments/curvature.py", "--quick"], text=True,
+                          capture_output=True)
     assert done.returncode == 0, done.stderr
     low, high = re.search(r"measured share is ([\d.]+) to ([\d.]+) of", done.stdout).groups()
     assert 0.5 < float(low) and float(high) < 2

@@ -1,6 +1,6 @@
 """Finding 1, spectral suppression: how much of full fine-tuning's sharpness an adapter sees.
 
-    python experiments/curvature.py                half an hour on two cores; finished cells are reused
+    python experiments/curvature.py                an hour on one core; finished cells are reused
     python experiments/curvature.py --quick        a minute, fewer and smaller cells, into out/experiments
     python experiments/curvature.py --plot-only    the picture anew from curvature.csv
 
@@ -21,8 +21,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eval_pass1 import encode_example, end_tokens, load_problems
-from hf import load_model, load_tokenizer
-from lora_alpha import collate, epochs, inject_lora, lora_layers, train
+from hf import load_config, load_model, load_tokenizer
+from lora_alpha import collate, epochs, inject_lora, lora_layers, lora_scaling, train
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -35,7 +35,7 @@ STEPS = [0, 1, 3, 10, 30, 60, 100, 150, 200]  # where sharpness is measured alon
 
 
 def some_examples(name: str, count: int) -> list[tuple[list[int], list[int]]]:
-    encoding, config = load_tokenizer(ROOT / "data/base"), load_model(ROOT / "data/base").config
+    encoding, config = load_tokenizer(ROOT / "data/base"), load_config(ROOT / "data/base")
     end = end_tokens(encoding, config)[0]
     return [encode_example(encoding, p, end) for p in load_problems(ROOT / f"data/equations/{name}.jsonl")[:count]]
 
@@ -98,6 +98,10 @@ def alpha_of(cell: dict) -> float:
     return RULES[cell["rule"]](cell["rank"]) if cell["arm"] == "adapter" else 1.0
 
 
+def s_of(cell: dict) -> float | None:
+    return lora_scaling(cell["rank"], alpha_of(cell)) if cell["arm"] == "adapter" else None
+
+
 def trained(model) -> list:
     return [p for p in model.parameters() if p.requires_grad]
 
@@ -111,8 +115,7 @@ def at_the_start(cell: dict) -> dict:
         return dict(sharpness=value, mass_over_3n=sum(v.norm().item() ** 2 / (3 * layer.base.in_features)
                                                       for v, layer in zip(vector, layers)))
     B = [layer.lora_B for layer in lora_layers(model).values()]
-    s = alpha_of(cell) / cell["rank"]
-    return dict(s=s, sharpness=sharpness(model, batch, trained(model), cell["lanczos"])[0],
+    return dict(s=s_of(cell), sharpness=sharpness(model, batch, trained(model), cell["lanczos"])[0],
                 sharpness_B=sharpness(model, batch, B, cell["lanczos"])[0])
 
 
@@ -125,7 +128,7 @@ def along_training(cell: dict) -> list[dict]:
             with torch.no_grad():
                 loss = model(*batch)[1].item()
             value = sharpness(model, batch, trained(model), cell["lanczos"])[0]
-            rows.append(dict(step=row["step"], s=alpha_of(cell) / cell["rank"], loss=loss, sharpness=value))
+            rows.append(dict(step=row["step"], s=s_of(cell), loss=loss, sharpness=value))
 
     look(dict(step=0))
     train(model, epochs(some_examples("train", 4000), 16), cell["steps"], 1e-3, log=look)
@@ -158,7 +161,7 @@ def largest_stable_rate(cell: dict) -> dict:
     model, batch = settled(cell)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     value = sharpness(model, batch, trained(model), cell["lanczos"])[0]
-    found = dict(s=alpha_of(cell) / cell["rank"], sharpness=value, loss=model(*batch)[1].item())
+    found = dict(s=s_of(cell), sharpness=value, loss=model(*batch)[1].item())
     for name, optimizer, low, high in (("stable_lr", torch.optim.SGD, 1e-1 / value, 1e2 / value),
                                        ("stable_lr_adam", torch.optim.Adam, 1e-6, 1.0)):
         while high / low > 1.1:
@@ -215,6 +218,12 @@ def told(rows: list[dict]) -> str:
             name = "full fine-tuning" if row["arm"] == "full" else f"alpha = {row['rule']}, rank {row['rank']:g}"
             lines.append(f"| {name} | {bound:.2g} | {row['stable_lr']:.2g} | {row['stable_lr'] / bound:.2f} | "
                          f"{row['stable_lr_adam']:.2g} |")
+    settled = [row for row in rows if row["what"] == "stability"]
+    ratios = [row["stable_lr"] * row["sharpness"] / 2 for row in settled]
+    spread, spread_adam = (max(row[name] for row in settled) / min(row[name] for row in settled)
+                           for name in ("stable_lr", "stable_lr_adam"))
+    lines += ["", f"The largest stable rate of gradient descent is {min(ratios):.1f} to {max(ratios):.1f} times "
+              f"2/λmax, and varies by a factor of {spread:,.0f} where Adam's varies by {spread_adam:.0f}."]
     return "\n".join(lines)
 
 

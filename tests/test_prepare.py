@@ -42,21 +42,6 @@ def to(tmp_path):
     return folder
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run(module, *args): (exit status, stdout, stderr) of a script's main."""
-    def run(module, *args):
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, args)])
-        capsys.readouterr()
-        try:
-            module.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-    return run
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

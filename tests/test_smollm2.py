@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -126,18 +127,9 @@ def source(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """run(*args): (exit status, stdout, stderr) of the script's main."""
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, args)])
-        capfd.readouterr()
-        try:
-            prepare.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capfd.readouterr()
-    return run
+def run(run):
+    """run(*args): (exit status, stdout, stderr) of this script's main."""
+    return partial(run, prepare)
 
 
 def contents(folder):

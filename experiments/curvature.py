@@ -11,9 +11,9 @@ eight problems of data/equations: at the start for ranks 2 to 64 and five rules 
 minimum, where the largest learning rate of gradient descent that is stable is set against 2/λmax.
 """
 
-import argparse
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import grid  # puts the modules above this folder on the path
@@ -178,7 +178,7 @@ def work(cell: dict) -> dict | list[dict]:
     return WORK[cell["what"]](cell)
 
 
-def cells(quick: bool) -> list[dict]:
+def cells(quick: bool, rows: list[dict]) -> list[dict]:
     size = dict(seed=0, problems=2, lanczos=6, steps=10) if quick else dict(seed=0, problems=8, lanczos=20, steps=200)
     found = [dict(what="start", arm="full", rank=2, rule="", **size)]
     for rank in [2, 16] if quick else [2, 4, 8, 16, 32, 64]:
@@ -266,17 +266,5 @@ def picture(rows: list[dict], path: Path) -> None:
     fig.savefig(path, dpi=150)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cells, into out/experiments")
-    parser.add_argument("--plot-only", action="store_true", help="run nothing")
-    args = parser.parse_args()
-    path = (ROOT / "out/experiments" if args.quick else HERE) / "curvature.csv"
-    wanted = cells(args.quick)
-    rows = grid.read_rows(path) if args.plot_only else grid.sweep(path, wanted, work, COLUMNS)
-    print(told(rows))
-    picture(rows, path.with_suffix(".png"))
-
-
 if __name__ == "__main__":
-    main()
+    grid.command(sys.modules[__name__])

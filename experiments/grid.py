@@ -1,8 +1,11 @@
 """A sweep that can be stopped: every finished cell is a line of a CSV file at once, and is not run again.
 
-The scripts beside this one hand `sweep` their cells and a function that works one out.
+A script beside this one has cells(quick, rows), work(cell), COLUMNS, told(rows), findings(rows), picture(rows, path)
+and ends with grid.command. `cells` sees the rows that are there, as later cells may depend on what earlier ones found;
+`told` gives the finding in Markdown, `findings` the claims with what became of them here.
 """
 
+import argparse
 import csv
 import os
 import sys
@@ -43,8 +46,9 @@ def sweep(path: Path, cells: list[dict], work, columns: list[str], processes: in
     of its own with one thread, so it must be a function of a module. A cell's lines are written together.
     """
     names, rows = list(cells[0]), read_rows(path)
+    varying = [name for name in names if len({cell[name] for cell in cells}) > 1]
     done = {key(row, names) for row in rows}
-    left = [cell for cell in cells if key(cell, names) not in done]
+    left = list({key(cell, names): cell for cell in cells if key(cell, names) not in done}.values())  # each once
     processes = processes or os.cpu_count()
     start = time.time()
     if left:
@@ -62,7 +66,37 @@ def sweep(path: Path, cells: list[dict], work, columns: list[str], processes: in
                         writer.writeheader()
                     writer.writerows(lines)
                 minutes = (time.time() - start) / i * (len(left) - i) / 60
-                told = " ".join(f"{name} {value}" for name, value in cell.items())
+                told = " ".join(f"{name} {cell[name]:.6g}" if isinstance(cell[name], float) else f"{name} {cell[name]}"
+                                for name in varying)
                 print(f"{i}/{len(left)} {told}, {minutes:.0f} min left", flush=True)
+    return rows_of(path, cells)
+
+
+def rows_of(path: Path, cells: list[dict]) -> list[dict]:
+    """The CSV's lines that belong to the cells."""
+    names = list(cells[0])
     wanted = {key(cell, names) for cell in cells}
     return [row for row in read_rows(path) if key(row, names) in wanted]
+
+
+def run(script, quick: bool, plot_only: bool = False) -> list[dict]:
+    """The rows of a script (a module), its picture drawn; the quick setting's files go to out/experiments."""
+    name = Path(script.__file__).stem
+    path = (HERE.parent / "out/experiments" if quick else HERE) / f"{name}.csv"
+    cells, rows = None, read_rows(path)
+    while cells != (cells := script.cells(quick, rows)):
+        rows = rows_of(path, cells) if plot_only else sweep(path, cells, script.work, script.COLUMNS)
+    script.picture(rows, path.with_suffix(".png"))
+    return rows
+
+
+def command(script) -> None:
+    """A script's command line."""
+    parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cells, into out/experiments")
+    parser.add_argument("--plot-only", action="store_true", help="run nothing: text and picture from the CSV")
+    args = parser.parse_args()
+    rows = run(script, args.quick, args.plot_only)
+    print(script.told(rows))
+    for claim, verdict in script.findings(rows):
+        print(f"{verdict}: {claim}")

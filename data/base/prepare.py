@@ -313,14 +313,14 @@ def val_batches(encoding: tiktoken.Encoding) -> list:
     return list(itertools.islice(rows(corpus(random.Random(SEED + 2)), encoding, 16), 8))
 
 
-def pretrain(steps: int, lr: float, folder: Path) -> None:
-    """Learns a tokenizer and a model, and writes both to folder."""
+def pretrain(steps: int, lr: float, folder: Path, width: int = 256, layers: int = 4) -> None:
+    """Learns a tokenizer and a model, and writes both to folder. width: of the residual stream, a multiple of 64."""
     sample = corpus(random.Random(SEED + 1))
     learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)), folder)
     encoding = load_tokenizer(folder)
-    config = GPTConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
-                       num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True,
-                       eos_token_id=(encoding.eot_token,))
+    config = GPTConfig(vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16 * math.ceil(width / 6),
+                       num_hidden_layers=layers, num_attention_heads=width // 32, num_key_value_heads=width // 64,
+                       tie_word_embeddings=True, eos_token_id=(encoding.eot_token,))
     torch.manual_seed(SEED)
     model = GPT(config)
     start = time.time()

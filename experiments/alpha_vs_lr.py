@@ -1,0 +1,206 @@
+"""Finding 2: alpha against the learning rate, over a grid of both.
+
+    python experiments/alpha_vs_lr.py      TODO minutes on two cores; finished cells are reused (--quick: a minute)
+
+data/base on data/equations, rank 16, 200 steps of 8 problems, AdamW without decay. Every alpha of 2 to 8192 with every
+learning rate of 1.6e-5 to 6.4e-2, both by factors of 4, so that an equal alpha·lr lies on a diagonal. Two routes from
+alpha = 2r and a small rate, with three seeds: alpha is raised, or the rate. Controls: LoRA+ at alpha = 2r and a ratio
+k, which under Adam does what k·alpha does [derived]; and all alphas with the gradient's norm clipped at 1.
+"""
+
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import finetune
+import grid  # puts the modules above this folder on the path
+
+COLUMNS = finetune.COLUMNS
+ALPHAS = [2.0 * 4**k for k in range(7)]
+RATES = [1e-3 * 4.0**k for k in range(-3, 4)]
+START, SEEDS = (32.0, 2.5e-4), [0, 1, 2]  # where both routes begin: the habit alpha = 2r
+FACTORS = [1.0, 4.0, 16.0, 64.0, 256.0]
+RATIOS, AT = [4.0, 16.0, 64.0], 1e-3  # of LoRA+ at the habit's alpha, and the rate of it and of clipping
+
+
+def cells(quick: bool, rows: list[dict]) -> list[dict]:
+    if quick:
+        size = dict(steps=30, batch=4, val=50)
+        routes = [finetune.cell(alpha=START[0] * a, lr=START[1] * b, **size) for a, b in [(1, 1), (16, 1), (1, 16)]]
+        return routes + [finetune.cell(alpha=a, lr=AT, lr_ratio=b, clip=clip, **size)
+                         for a, b in [(512.0, 1.0), (32.0, 16.0)] for clip in (0.0, 1.0)]
+    found = [finetune.cell(alpha=alpha, lr=lr) for lr in RATES for alpha in ALPHAS]
+    for seed in SEEDS[1:]:
+        found += [finetune.cell(alpha=START[0] * k, lr=START[1], seed=seed) for k in FACTORS]
+        found += [finetune.cell(alpha=START[0], lr=START[1] * k, seed=seed) for k in FACTORS[1:]]
+    found += [finetune.cell(lr=AT, lr_ratio=ratio, clip=clip) for ratio in RATIOS for clip in (0.0, 1.0)]
+    return found + [finetune.cell(alpha=alpha, lr=AT, clip=1.0) for alpha in ALPHAS]
+
+
+def work(cell: dict) -> dict:
+    return finetune.finetune(cell, drift=True, forgetting=True, test=250 if cell["val"] == 300 else 0)
+
+
+# ---- What it shows ---------------------------------------------------------------------------------------------------
+
+
+def select(rows: list[dict], **own) -> list[dict]:
+    """The rows without clipping and LoRA+, of seed 0, but for what is given (None: any)."""
+    wanted = {**dict(clip=0, lr_ratio=1, seed=0), **own}
+    return [row for row in rows if all(value is None or row[name] == value for name, value in wanted.items())]
+
+
+def slopes(rows: list[dict]) -> tuple[float, float, list]:
+    """The exponents of alpha and of the learning rate in the drift ratio, by least squares on logarithms."""
+    used = [row for row in select(rows) if not row["diverged"]]
+    import numpy
+
+    x = numpy.array([[1, math.log(row["alpha"]), math.log(row["lr"])] for row in used])
+    y = numpy.array([math.log(row["drift_ratio"]) for row in used])
+    _, of_alpha, of_rate = numpy.linalg.lstsq(x, y, rcond=None)[0]
+    return of_alpha, of_rate, used
+
+
+def route(rows: list[dict], which: str) -> list[tuple[float, list[dict]]]:
+    """(factor, rows of the seeds) from START, with which (alpha or lr) raised."""
+    fixed = {"alpha": dict(lr=START[1]), "lr": dict(alpha=START[0])}[which]
+    start = START[0] if which == "alpha" else START[1]
+    found = {}
+    for row in select(rows, seed=None, **fixed):
+        if row[which] >= start:
+            found.setdefault(row[which] / start, []).append(row)
+    return sorted(found.items())
+
+
+def mean(rows: list[dict], name: str) -> float:
+    return statistics.fmean(row[name] for row in rows)
+
+
+def spread(rows: list[dict], name: str, digits: str = ".3f") -> str:
+    """Mean and range over the rows."""
+    values = [row[name] for row in rows]
+    if len(values) == 1 or any(math.isnan(value) for value in values):
+        return f"{mean(rows, name):{digits}}"
+    return f"{mean(rows, name):{digits}} ({min(values):{digits}} to {max(values):{digits}})"
+
+
+def best(rows: list[dict]) -> dict | None:
+    return min((row for row in rows if not row["diverged"]), key=lambda row: row["val_loss"], default=None)
+
+
+def told(rows: list[dict]) -> str:
+    flat = select(rows)
+    alphas, rates = sorted({row["alpha"] for row in flat}), sorted({row["lr"] for row in flat})
+    lines = ["| validation loss, alpha = | " + " | ".join(f"{alpha:g}" for alpha in alphas) + " |",
+             "|---|" + "---|" * len(alphas)]
+    cell = {(row["alpha"], row["lr"]): row for row in flat}
+    for rate in rates:
+        line = [cell.get((alpha, rate)) for alpha in alphas]
+        lowest = best([row for row in line if row])
+        shown = ["" if row is None else "diverged" if row["diverged"] else f"**{row['val_loss']:.3f}**"
+                 if row is lowest else f"{row['val_loss']:.3f}" for row in line]
+        lines.append(f"| lr {rate:.3g} | " + " | ".join(shown) + " |")
+    of_alpha, of_rate, used = slopes(rows)
+    lines += ["", f"Over the {len(used)} runs that did not diverge the mean drift ratio goes as "
+              f"alpha^{of_alpha:.2f}·lr^{of_rate:.2f}.", "",
+              f"From alpha = {START[0]:g} and a rate of {START[1]:g}, mean (range) over {seeds(rows)} seeds:", "",
+              "| factor | loss, alpha raised | loss, rate raised | drift ratio, alpha raised | rate raised |",
+              "|---|---|---|---|---|"]
+    by_rate = dict(route(rows, "lr"))
+    for factor, group in route(rows, "alpha"):
+        other = by_rate.get(factor)
+        lines.append(f"| ×{factor:g} | {spread(group, 'val_loss')} | {spread(other, 'val_loss') if other else ''} | "
+                     f"{mean(group, 'drift_ratio'):.3g} | {mean(other, 'drift_ratio') if other else math.nan:.3g} |")
+    lines += ["", f"| loss at a rate of {AT:g} | LoRA+, alpha = 32, ratio k | alpha = k·32 | clipped at 1: LoRA+ | "
+              "alpha = k·32 | steps clipped |", "|---|---|---|---|---|---|"]
+    for ratio, pair in controls(rows):
+        if len(pair) == 4:
+            lines.append(f"| k = {ratio:g} | " + " | ".join(f"{row['val_loss']:.4f}" for row in pair)
+                         + f" | {100 * pair[2]['clipped']:.0f}%, {100 * pair[3]['clipped']:.0f}% |")
+    clipped = select(rows, clip=1, lr=AT)
+    if len(clipped) > 1:
+        lines += ["", f"| at a rate of {AT:g}, alpha = | " + " | ".join(f"{row['alpha']:g}" for row in clipped) + " |",
+                  "|---|" + "---|" * len(clipped),
+                  "| steps clipped at 1 | " + " | ".join(f"{100 * row['clipped']:.0f}%" for row in clipped) + " |",
+                  "| loss, clipped | " + " | ".join(f"{row['val_loss']:.3f}" for row in clipped) + " |",
+                  "| loss, not clipped | " + " | ".join(
+                      f"{row['val_loss']:.3f}" for row in select(rows, lr=AT)) + " |"]
+    return "\n".join(lines)
+
+
+def seeds(rows: list[dict]) -> int:
+    return len({row["seed"] for row in rows})
+
+
+def controls(rows: list[dict]) -> list[tuple[float, list[dict]]]:
+    """(k, [LoRA+, k·alpha, both clipped]) at the habit's alpha and the rate AT."""
+    found = []
+    for ratio in sorted({row["lr_ratio"] for row in rows} - {1.0}):
+        found.append((ratio, [row for clip in (0, 1) for row in
+                              select(rows, lr=AT, alpha=START[0], lr_ratio=ratio, clip=clip)
+                              + select(rows, lr=AT, alpha=START[0] * ratio, clip=clip)]))
+    return found
+
+
+def findings(rows: list[dict]) -> list[tuple[str, str]]:
+    of_alpha, of_rate, _ = slopes(rows)
+    by_alpha, by_rate = (min(mean(group, "val_loss") for _, group in route(rows, which)
+                             if not any(row["diverged"] for row in group)) for which in ("alpha", "lr"))
+    same = [abs(pair[0]["val_loss"] / pair[1]["val_loss"] - 1) for _, pair in controls(rows)]
+    return [("the drift ratio does not follow alpha (exponent within 0.2 of 0) and is proportional to the rate (of 1)",
+             "holds" if abs(of_alpha) < 0.2 and abs(of_rate - 1) < 0.2 else "does not hold here"),
+            ("raising alpha from the habit and a small rate ends at a lower loss than raising the rate",
+             "holds" if by_alpha < by_rate else "does not hold here"),
+            ("LoRA+ at ratio k ends where k times alpha does, to 2% of the loss",
+             "holds" if max(same) < 0.02 else "does not hold here")]
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    flat = select(rows)
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=[1.25, 1, 1])
+    fine = [row for row in flat if not row["diverged"]]
+    norm = LogNorm(min(row["val_loss"] for row in fine), max(row["val_loss"] for row in fine))
+    alphas, rates = sorted({row["alpha"] for row in flat}), sorted({row["lr"] for row in flat})
+    for row in flat:
+        at = alphas.index(row["alpha"]), rates.index(row["lr"])
+        if row["diverged"]:
+            left.text(*at, "×", ha="center", va="center", color="#999999", fontsize=12)
+            continue
+        color = plt.cm.viridis_r(norm(row["val_loss"]))
+        left.add_patch(plt.Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, color=color, lw=0))
+        left.text(*at, f"{row['val_loss']:.2f}", ha="center", va="center", fontsize=7.5,
+                  color="white" if norm(row["val_loss"]) < 0.5 else "black")
+    ridge = [(alphas.index(best(of_rate)["alpha"]), i) for i, rate in enumerate(rates)
+             if (of_rate := [row for row in fine if row["lr"] == rate])]
+    left.plot(*zip(*ridge), color="#c1272d", lw=1.5)
+    left.text(ridge[0][0] - 0.6, ridge[0][1] - 0.42, "best alpha", color="#c1272d", fontsize=8, ha="right")
+    left.set(xticks=range(len(alphas)), xticklabels=[f"{a:g}" for a in alphas], yticks=range(len(rates)),
+             yticklabels=[f"{r:.1e}" for r in rates], xlim=(-0.5, len(alphas) - 0.5), ylim=(-0.5, len(rates) - 0.5),
+             xlabel="alpha", ylabel="learning rate", title="validation loss, rank 16 (× diverged)")
+    for which, color, name in (("alpha", "#c1272d", "alpha raised"), ("lr", "#1f4e79", "learning rate raised")):
+        line = [(factor, group) for factor, group in route(rows, which) if not any(r["diverged"] for r in group)]
+        for ax, value in ((middle, "val_loss"), (right, "drift_ratio")):
+            ax.plot([f for f, _ in line], [mean(group, value) for _, group in line], "o-", color=color, ms=4)
+            for factor, group in line:
+                ax.plot([factor] * len(group), [row[value] for row in group], ".", color=color, ms=3)
+        factor, group = line[-1]
+        right.annotate(name, (factor, mean(group, "drift_ratio")), xytext=(-4, 7), textcoords="offset points",
+                       color=color, fontsize=8, ha="right")
+        middle.plot([], [], color=color, label=name)
+    middle.set(xscale="log", yscale="log", xlabel=f"factor, from alpha {START[0]:g} and rate {START[1]:g}",
+               title="validation loss")
+    middle.legend(frameon=False, fontsize=8)
+    right.set(xscale="log", yscale="log", xlabel="factor", title="mean drift ratio")
+    fig.tight_layout()
+    fig.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    grid.command(sys.modules[__name__])

@@ -1,0 +1,304 @@
+"""Finding 3, the rank law: which alpha is best at each rank, at one small learning rate?
+
+    python experiments/rank_law.py         TODO hours on two cores; finished cells are reused (--quick: a minute)
+
+data/base on data/equations, 200 steps of 8 problems, AdamW without decay and clipping, learning rate 1e-3 (train.py's
+default, the best of full fine-tuning in first_table.py), alpha = c·√r over a grid of c. alpha*(r) is the vertex of a
+parabola in log alpha through the log of the loss around the lowest point; alpha* = c·r^p is fitted over the ranks,
+with an interval from a bootstrap over ranks and seeds. Then, with one loss against another: what other rules lose
+against the best alpha; c* over the width of the model, on bases pre-trained for it (into out/widths); and over the
+number of steps.
+"""
+
+import math
+import random
+import statistics
+import sys
+from pathlib import Path
+
+import finetune
+import grid  # puts the modules above this folder on the path
+import numpy
+
+from data.base.prepare import pretrain
+
+ROOT = grid.HERE.parent
+COLUMNS = finetune.COLUMNS
+RANKS = [1, 2, 4, 8, 16, 32, 64, 128]
+GRID = [16, 32, 64, 128, 256, 512, 1024]  # c
+SEEDS = [0, 1, 2]
+STEPS = [50, 100, 400]  # beside SETTING's 200
+FULL_RATES = [3e-4, 1e-3, 3e-3, 1e-2]
+WIDTHS = [64, 128, 256, 512]  # two layers, pre-trained for 1,000 steps of 16 rows
+RULES = {"alpha = 2r": lambda r: 2.0 * r, "alpha = 16": lambda r: 16.0, "alpha = 32": lambda r: 32.0,
+         "rsLoRA, 16·√r": lambda r: 16 * math.sqrt(r)}
+
+
+def cells(quick: bool, rows: list[dict]) -> list[dict]:
+    if quick:
+        return over([2, 8, 32], [16, 128, 1024], [0], steps=30, batch=4, val=50)
+    # Ranks are the finding, so they come first; a sweep that is stopped has whole seeds of them.
+    found = [cell for seed in SEEDS for cell in over(RANKS, GRID, [seed]) + rules(RANKS[::2], [seed])]
+    found += [finetune.cell(arm="full", rank=0, alpha=0.0, lr=lr) for lr in FULL_RATES]
+    for steps in STEPS:
+        found += over([16], GRID, SEEDS[:2], steps=steps)
+    for width in WIDTHS:
+        found += over([16], GRID, SEEDS[:2], base=f"out/widths/{width}")
+    return found
+
+
+def make_bases() -> None:
+    for width in WIDTHS:
+        folder, part = ROOT / f"out/widths/{width}", ROOT / f"out/widths/{width}-part"
+        if not folder.is_dir():
+            part.mkdir(parents=True, exist_ok=True)
+            pretrain(1000, 2e-3, part, width, 2)
+            part.rename(folder)
+
+
+def over(ranks, grid, seeds, **own) -> list[dict]:
+    return [finetune.cell(rank=rank, alpha=c * math.sqrt(rank), seed=seed, **own)
+            for seed in seeds for rank in ranks for c in grid]
+
+
+def rules(ranks, seeds) -> list[dict]:
+    return [finetune.cell(rank=rank, alpha=rule(rank), seed=seed)
+            for seed in seeds for rank in ranks for rule in RULES.values()]
+
+
+def work(cell: dict) -> dict:
+    return finetune.finetune(cell)
+
+
+# ---- What it shows ---------------------------------------------------------------------------------------------------
+
+
+def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
+    """{(rank, seed): {alpha: loss}} of the LoRA runs over the grid of c, SETTING's but for what is given."""
+    wanted = {name: {**finetune.SETTING, **own}[name] for name in ("base", "steps", "lr")}
+    found = {}
+    for row in rows:
+        if row["arm"] == "lora" and all(row[name] == value for name, value in wanted.items()):
+            if any(math.isclose(row["alpha"], c * math.sqrt(row["rank"])) for c in GRID):
+                loss = math.inf if row["diverged"] else row["val_loss"]
+                found.setdefault((int(row["rank"]), int(row["seed"])), {})[row["alpha"]] = loss
+    return {name: dict(sorted(curve.items())) for name, curve in sorted(found.items())}
+
+
+def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float] | None:
+    """(alpha*, loss there): the vertex of a parabola in log alpha through log loss, by least squares over the lowest
+    point of the grid and `beside` on each side of it. One: the loss rises steeply past its optimum, and points further
+    off pull the vertex away. None where the lowest point is at the grid's edge: the optimum is not inside."""
+    alphas = [alpha for alpha, loss in curve.items() if math.isfinite(loss)]
+    lowest = min(range(len(alphas)), key=lambda i: curve[alphas[i]])
+    if not 0 < lowest < len(alphas) - 1:
+        return None
+    near = alphas[max(0, lowest - beside) : lowest + beside + 1]
+    a, b, c = numpy.polyfit(numpy.log(numpy.array(near) / alphas[lowest]), numpy.log([curve[x] for x in near]), 2)
+    vertex = -b / (2 * a)
+    return alphas[lowest] * math.exp(vertex), math.exp(c + b * vertex / 2)
+
+
+def fitted(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """(coefficient, exponent) of the power law through (x, y), least squares on logarithms."""
+    p, log_c = numpy.polyfit(*numpy.log(points).T, 1)
+    return math.exp(log_c), p
+
+
+def bootstrap(groups: dict[float, list[float]], of, rounds: int = 2000) -> list[tuple[float, ...]]:
+    """of([(x, y), ...]) over resampled x, and for each a resampled y: what else could have been found."""
+    rng, found = random.Random(0), []
+    while len(found) < rounds:
+        xs = rng.choices(list(groups), k=len(groups))
+        if len(set(xs)) > 2 or len(groups) <= 2:  # a line needs different points
+            found.append(of([(x, statistics.geometric_mean(rng.choices(groups[x], k=len(groups[x])))) for x in xs]))
+    return found
+
+
+def interval(values) -> tuple[float, float]:
+    """The middle 95%."""
+    return tuple(numpy.quantile(list(values), [0.025, 0.975]))
+
+
+def best_alphas(rows: list[dict], beside: int = 1, **own) -> dict[int, list[float]]:
+    """{rank: alpha* of each seed}, seeds whose optimum is not inside the grid left out."""
+    found = {}
+    for (rank, _), curve in curves(rows, **own).items():
+        found.setdefault(rank, []).extend([best[0]] if (best := optimum(curve, beside)) else [])
+    return {rank: alphas for rank, alphas in found.items() if alphas}
+
+
+def law(rows: list[dict]) -> dict:
+    """alpha* = c·r^p: p and c with their intervals, and c for p = 1/2."""
+    groups = best_alphas(rows)
+    points = [(rank, statistics.geometric_mean(alphas)) for rank, alphas in groups.items()]
+    c, p = fitted(points)
+    again = bootstrap(groups, lambda points: (*fitted(points), root_c(points)))
+    return dict(c=c, p=p, root_c=root_c(points), c_interval=interval(a[0] for a in again),
+                p_interval=interval(a[1] for a in again), root_c_interval=interval(a[2] for a in again))
+
+
+def root_c(points) -> float:
+    """c of alpha* = c·√r."""
+    return statistics.geometric_mean(alpha / math.sqrt(rank) for rank, alpha in points)
+
+
+def regrets(rows: list[dict]) -> dict[str, dict[int, float]]:
+    """{rule: {rank: its loss over the lowest of the grid at that rank, less 1}}, geometric means over the seeds."""
+    losses = {}
+    for row in rows:
+        if row["arm"] == "lora" and all(row[name] == finetune.SETTING[name] for name in ("base", "steps", "lr")):
+            losses[int(row["rank"]), int(row["seed"]), round(row["alpha"], 6)] = row["val_loss"]
+    found, grids = {}, curves(rows)
+    rules = {**RULES, **{f"alpha = {c}·√r": lambda r, c=c: c * math.sqrt(r) for c in GRID[1:]}}
+    for name, rule in rules.items():
+        for rank in RANKS:
+            ratios = [losses[key] / min(grids[rank, seed].values()) for seed in SEEDS
+                      if (key := (rank, seed, round(rule(rank), 6))) in losses and (rank, seed) in grids]
+            if ratios:
+                found.setdefault(name, {})[rank] = statistics.geometric_mean(ratios) - 1
+    return found
+
+
+def shared(rows: list[dict]) -> dict[str, float]:
+    """The rules' mean regret over the ranks at which all of them were run, lowest first."""
+    found = regrets(rows)
+    ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in found.values())]
+    if not ranks or not set(RULES) <= set(found):
+        return {}
+    means = {name: math.exp(statistics.fmean(math.log1p(of_rank[r]) for r in ranks)) - 1
+             for name, of_rank in found.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def over_width(rows: list[dict]) -> dict[int, list[float]]:
+    """{width: c* of each seed} at rank 16."""
+    found = {width: best_alphas(rows, base=f"out/widths/{width}").get(16, []) for width in WIDTHS}
+    return {width: [alpha / 4 for alpha in alphas] for width, alphas in found.items() if alphas}
+
+
+def over_steps(rows: list[dict]) -> dict[int, list[float]]:
+    """{steps: c* of each seed} at rank 16 on data/base."""
+    found = {steps: best_alphas(rows, steps=steps).get(16, []) for steps in sorted([*STEPS, 200])}
+    return {steps: [alpha / 4 for alpha in alphas] for steps, alphas in found.items() if alphas}
+
+
+def told(rows: list[dict]) -> str:
+    found = curves(rows)
+    lines = ["| rank | alpha*, each seed | alpha*/√r, mean | loss at alpha* | at 256·√r |", "|---|---|---|---|---|"]
+    for rank in sorted({rank for rank, _ in found}):
+        mine = {seed: curve for (r, seed), curve in found.items() if r == rank}
+        best = [optimum(curve) for curve in mine.values()]
+        inside = [b for b in best if b]
+        at = [curve[alpha] for curve in mine.values() for alpha in curve if math.isclose(alpha, 256 * math.sqrt(rank))]
+        lines.append(f"| {rank} | {', '.join(f'{b[0]:.0f}' if b else 'at the edge' for b in best)} | "
+                     + (f"{statistics.geometric_mean(b[0] for b in inside) / math.sqrt(rank):.0f} | "
+                        f"{statistics.fmean(b[1] for b in inside):.3f}" if inside else " | ")
+                     + f" | {statistics.fmean(at):.3f} |" if at else " | |")
+    if len(best_alphas(rows)) < 3:
+        return "\n".join(lines)
+    fit, wide = law(rows), fitted([(rank, statistics.geometric_mean(alphas))
+                                   for rank, alphas in best_alphas(rows, beside=2).items()])
+    lines += ["", "The fit is alpha* = {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; "
+              "with the exponent 1/2, c = {root_c:.0f} [{:.0f}, {:.0f}].".format(
+                  *fit["c_interval"], *fit["p_interval"], *fit["root_c_interval"], **fit)
+              + f" (By parabolas over two points on each side, which the steep side pulls down: "
+              f"{wide[0]:.0f}·r^{wide[1]:.2f}.)"]
+    means, each = shared(rows), regrets(rows)
+    if means:
+        ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
+        lines += ["", f"| loss above the lowest of the grid, % | rank {' | rank '.join(map(str, ranks))} | mean |",
+                  "|---|" + "---|" * (len(ranks) + 1)]
+        lines += [f"| {name} | " + " | ".join(f"{100 * each[name][r]:.0f}" for r in ranks) + f" | {100 * mean:.0f} |"
+                  for name, mean in means.items()]
+    full = {row["lr"]: row["val_loss"] for row in rows if row["arm"] == "full"}
+    if full:
+        lines += ["", "Full fine-tuning's loss in the same setting: "
+                  + ", ".join(f"{loss:.3f} at {lr:g}" for lr, loss in sorted(full.items())) + "."]
+    if len(over_width(rows)) > 1:
+        lines += ["", "| width | c*, each seed | √(3n) |", "|---|---|---|"]
+        lines += [f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
+                  for width, each in over_width(rows).items()]
+        lines += ["", f"c* goes as width^{power(over_width(rows)):.2f}."]
+    if len(over_steps(rows)) > 1:
+        lines += ["", "| steps | c*, each seed |", "|---|---|"]
+        lines += [f"| {steps} | {', '.join(f'{c:.0f}' for c in each)} |" for steps, each in over_steps(rows).items()]
+        lines += ["", f"c* goes as steps^{power(over_steps(rows)):.2f}."]
+    return "\n".join(lines)
+
+
+def power(groups: dict[int, list[float]]) -> float:
+    return fitted([(x, statistics.geometric_mean(each)) for x, each in groups.items()])[1]
+
+
+def findings(rows: list[dict]) -> list[tuple[str, str]]:
+    if len(best_alphas(rows)) < 3:
+        return [("the best alpha grows more slowly than the rank", "too few ranks with the optimum inside the grid")]
+    low, high = law(rows)["p_interval"]
+    found = [("the best alpha grows more slowly than the rank: p < 1", "holds" if high < 1 else "does not hold here"),
+             ("the best alpha follows the square root of the rank: 1/2 is within p's interval",
+              "holds" if low <= 0.5 <= high else "does not hold here")]
+    if means := shared(rows):
+        found.append(("one c·√r loses less against the best alpha of each rank than any of the other rules",
+                      "holds" if next(iter(means)) not in RULES else "does not hold here"))
+    if len(over_width(rows)) > 1:
+        found.append(("c* grows as the square root of the width (exponent 0.25 to 0.75)",
+                      "holds" if 0.25 <= power(over_width(rows)) <= 0.75 else "does not hold here"))
+    return found
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ((over_alpha, collapsed), (of_rank, of_rest)) = plt.subplots(2, 2, figsize=(10, 7.6))
+    found = curves(rows)
+    ranks = sorted({rank for rank, _ in found})
+    for i, rank in enumerate(ranks):
+        color = plt.cm.viridis(0.92 * i / max(1, len(ranks) - 1))
+        mine = [curve for (r, _), curve in found.items() if r == rank]
+        line = [(a, statistics.geometric_mean(curve[a] for curve in mine)) for a in mine[0]
+                if all(math.isfinite(curve.get(a, math.inf)) for curve in mine)]
+        for ax, scale in ((over_alpha, 1), (collapsed, math.sqrt(rank))):
+            ax.plot([a / scale for a, _ in line], [loss for _, loss in line], color=color, lw=1.2)
+            for a, loss in line:
+                if math.isclose(a, 256 * math.sqrt(rank)):
+                    ax.plot(a / scale, loss, "o", color=color, ms=5)
+        over_alpha.annotate(f"{rank}", line[0], xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
+                            fontsize=8, color=color)
+    over_alpha.set(xscale="log", yscale="log", xlabel="alpha", ylabel="validation loss",
+                   title="loss over alpha, ranks 1 to 128 (● the rule, 256·√r)")
+    collapsed.set(xscale="log", yscale="log", xlabel="alpha/√r", title="the same over alpha/√r")
+    points = [(rank, alpha) for rank, alphas in best_alphas(rows).items() for alpha in alphas]
+    if len({rank for rank, _ in points}) > 2:
+        fit = law(rows)
+        of_rank.plot(ranks, [fit["c"] * r ** fit["p"] for r in ranks], color="#c1272d", lw=1.2)
+        of_rank.text(0.04, 0.92, "best alpha = {c:.0f}·r^{p:.2f}".format(**fit), color="#c1272d",
+                     transform=of_rank.transAxes)
+    of_rank.plot(*zip(*points), "o", color="black", ms=4)
+    for rule, place in ((lambda r: 256 * math.sqrt(r), "256·√r"), (lambda r: 2 * r, "2r")):
+        of_rank.plot(ranks, [rule(r) for r in ranks], color="#777777", lw=0.9, ls=":")
+        of_rank.annotate(place, (ranks[-1], rule(ranks[-1])), xytext=(-4, 5), textcoords="offset points", fontsize=8,
+                         ha="right", color="#777777")
+    of_rank.set(xscale="log", yscale="log", xlabel="rank", ylabel="best alpha", title="best alpha over the rank")
+    for groups, color, name in ((over_width(rows), "#1f4e79", "width"), (over_steps(rows), "#e0a030", "steps")):
+        means = [(x, statistics.geometric_mean(each)) for x, each in groups.items()]
+        if means:
+            of_rest.plot(*zip(*means), "o-", color=color, ms=4, lw=1.2)
+            of_rest.annotate(f"over {name}", means[-1], xytext=(4, 6), textcoords="offset points", color=color,
+                             ha="right")
+    of_rest.plot(WIDTHS, [math.sqrt(3 * n) for n in WIDTHS], color="#1f4e79", lw=0.9, ls=":")
+    of_rest.annotate("√(3n)", (WIDTHS[-1], math.sqrt(3 * WIDTHS[-1])), xytext=(4, 0), textcoords="offset points",
+                     fontsize=8, color="#1f4e79")
+    of_rest.set(xscale="log", yscale="log", xlabel="width n, or steps", ylabel="c* at rank 16",
+                title="best c over the width and over the steps")
+    fig.tight_layout()
+    fig.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    if not {"--quick", "--plot-only", "-h", "--help"} & set(sys.argv):
+        make_bases()
+    grid.command(sys.modules[__name__])

@@ -46,14 +46,13 @@ def work(cell: dict) -> dict:
 
 
 def select(rows: list[dict], **own) -> list[dict]:
-    """The rows without clipping and LoRA+, of seed 0, but for what is given (None: any)."""
-    wanted = {**dict(clip=0, lr_ratio=1, seed=0), **own}
-    return [row for row in rows if all(value is None or row[name] == value for name, value in wanted.items())]
+    """The rows without clipping and LoRA+, but for what is given."""
+    return grid.pick(rows, **{**dict(clip=0, lr_ratio=1), **own})
 
 
 def slopes(rows: list[dict]) -> tuple[float, float, list]:
     """The exponents of alpha and of the learning rate in the drift ratio, by least squares on logarithms."""
-    used = [row for row in select(rows) if not row["diverged"]]
+    used = [row for row in select(rows, seed=0) if not row["diverged"]]
     import numpy
 
     x = numpy.array([[1, math.log(row["alpha"]), math.log(row["lr"])] for row in used])
@@ -67,7 +66,7 @@ def route(rows: list[dict], which: str) -> list[tuple[float, list[dict]]]:
     fixed = {"alpha": dict(lr=START[1]), "lr": dict(alpha=START[0])}[which]
     start = START[0] if which == "alpha" else START[1]
     found = {}
-    for row in select(rows, seed=None, **fixed):
+    for row in select(rows, **fixed):
         if row[which] >= start:
             found.setdefault(row[which] / start, []).append(row)
     return sorted(found.items())
@@ -90,7 +89,7 @@ def best(rows: list[dict]) -> dict | None:
 
 
 def told(rows: list[dict]) -> str:
-    flat = select(rows)
+    flat = select(rows, seed=0)
     alphas, rates = sorted({row["alpha"] for row in flat}), sorted({row["lr"] for row in flat})
     lines = ["| validation loss, alpha = | " + " | ".join(f"{alpha:g}" for alpha in alphas) + " |",
              "|---|" + "---|" * len(alphas)]
@@ -125,7 +124,7 @@ def told(rows: list[dict]) -> str:
                   "| steps clipped at 1 | " + " | ".join(f"{100 * row['clipped']:.0f}%" for row in clipped) + " |",
                   "| loss, clipped | " + " | ".join(f"{row['val_loss']:.3f}" for row in clipped) + " |",
                   "| loss, not clipped | " + " | ".join(
-                      f"{row['val_loss']:.3f}" for row in select(rows, lr=AT)) + " |"]
+                      f"{row['val_loss']:.3f}" for row in select(rows, lr=AT, seed=0)) + " |"]
     return "\n".join(lines)
 
 
@@ -163,7 +162,7 @@ def picture(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    flat = select(rows)
+    flat = select(rows, seed=0)
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=[1.25, 1, 1])
     fine = [row for row in flat if not row["diverged"]]
     norm = LogNorm(min(row["val_loss"] for row in fine), max(row["val_loss"] for row in fine))

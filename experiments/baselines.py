@@ -14,6 +14,7 @@ from pathlib import Path
 
 import finetune
 import grid  # puts the modules above this folder on the path
+from finetune import best_rate, tuned
 
 from train import method_alpha
 
@@ -40,9 +41,9 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
     size = dict(steps=20, batch=4, val=50) if quick else {}
     rates, seeds = ([1e-3, 1e-2], [0]) if quick else (RATES, SEEDS)
     found = [cell("none", SHARED, 0, **size)] + [cell(arm, lr, 0, **size) for lr in rates for arm in TITLES]
-    if all(len(tuned(rows, arm)) == len(rates) for arm in TITLES):
+    if all(len(tuned(rows, arm=arm)) == len(rates) for arm in TITLES):
         found += [cell(arm, lr, seed, **size) for seed in seeds[1:] for arm in TITLES
-                  for lr in (best_rate(rows, arm), SHARED)]
+                  for lr in (best_rate(rows, arm=arm), SHARED)]
     return found
 
 
@@ -60,20 +61,6 @@ def tests(cell: dict) -> int:
 # ---- What it shows ---------------------------------------------------------------------------------------------------
 
 
-def tuned(rows: list[dict], arm: str) -> dict[float, dict]:
-    """{learning rate: row of seed 0}."""
-    return {row["lr"]: row for row in sorted(rows, key=lambda row: row["lr"]) if row["arm"] == arm and row["seed"] == 0}
-
-
-def best_rate(rows: list[dict], arm: str) -> float:
-    return min((row for row in tuned(rows, arm).values() if not row["diverged"]), key=lambda row: row["val_loss"])["lr"]
-
-
-def at(rows: list[dict], arm: str, lr: float) -> list[dict]:
-    """The rows of the seeds; all of them, also where one diverged."""
-    return [row for row in rows if row["arm"] == arm and row["lr"] == lr]
-
-
 def mean(rows: list[dict], name: str) -> tuple[float, float]:
     """Mean over the seeds, and half of its 95% interval by Student's t (problems are the same for every seed)."""
     values = [row[name] if row[name] != "" else 0.0 if name == "pass1" else math.nan for row in rows]
@@ -85,26 +72,26 @@ def mean(rows: list[dict], name: str) -> tuple[float, float]:
 
 def within(rows: list[dict], arm: str) -> int:
     """How many rates of the grid end within 10% of the arm's lowest loss."""
-    losses = [row["val_loss"] for row in tuned(rows, arm).values() if not row["diverged"]]
+    losses = [row["val_loss"] for row in tuned(rows, arm=arm).values() if not row["diverged"]]
     return sum(loss <= 1.1 * min(losses) for loss in losses)
 
 
 def told(rows: list[dict]) -> str:
     before = next(row for row in rows if row["arm"] == "none")
-    rates = list(tuned(rows, "lora"))
+    rates = list(tuned(rows, arm="lora"))
     lines = [f"| validation loss, one seed, lr = | {' | '.join(f'{lr:g}' for lr in rates)} | within 10% of its best |",
              "|---|" + "---|" * (len(rates) + 1)]
     for arm, title in TITLES.items():
-        shown = ["diverged" if row["diverged"] else f"**{row['val_loss']:.3f}**" if lr == best_rate(rows, arm) else
-                 f"{row['val_loss']:.3f}" for lr, row in tuned(rows, arm).items()]
+        shown = ["diverged" if row["diverged"] else f"**{row['val_loss']:.3f}**" if lr == best_rate(rows, arm=arm) else
+                 f"{row['val_loss']:.3f}" for lr, row in tuned(rows, arm=arm).items()]
         lines.append(f"| {title} | {' | '.join(shown)} | {within(rows, arm)} of {len(rates)} |")
-    for words, rate_of in (("at its best rate", lambda arm: best_rate(rows, arm)),
+    for words, rate_of in (("at its best rate", lambda arm: best_rate(rows, arm=arm)),
                            (f"at {SHARED:g}", lambda arm: SHARED)):
-        count = min(len(at(rows, arm, rate_of(arm))) for arm in TITLES)
+        count = min(len(grid.pick(rows, arm=arm, lr=rate_of(arm))) for arm in TITLES)
         lines += ["", f"| {words}, {count} seeds | lr | validation loss | pass@1, % | loss on the base's corpus, from "
                   f"{before['base_loss']:.3f} |", "|---|---|---|---|---|"]
         for arm, title in TITLES.items():
-            group = at(rows, arm, rate_of(arm))
+            group = grid.pick(rows, arm=arm, lr=rate_of(arm))
             loss, pass1, base = (mean(group, name) for name in ("val_loss", "pass1", "base_loss"))
             lines.append(f"| {title} | {rate_of(arm):g} | {loss[0]:.3f} ± {loss[1]:.3f} | {100 * pass1[0]:.1f} ± "
                          f"{100 * pass1[1]:.1f} | {base[0]:.3f} ± {base[1]:.3f} |")
@@ -115,11 +102,11 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     others = [arm for arm in TITLES if arm not in ("lora-alpha", "full")]
 
     def beats(rate_of, name, sign):
-        own = mean(at(rows, "lora-alpha", rate_of("lora-alpha")), name)[0]
-        return verdict([sign * own < sign * mean(at(rows, arm, rate_of(arm)), name)[0] for arm in others])
+        value = {arm: mean(grid.pick(rows, arm=arm, lr=rate_of(arm)), name)[0] for arm in TITLES}
+        return verdict([sign * value["lora-alpha"] < sign * value[arm] for arm in others])
 
     def own(arm):
-        return best_rate(rows, arm)
+        return best_rate(rows, arm=arm)
 
     return [(f"at the shared rate {SHARED:g} LoRA-α ends below every other adapter",
              beats(lambda arm: SHARED, "val_loss", 1)),
@@ -143,15 +130,15 @@ def picture(rows: list[dict], path: Path) -> None:
     before = next(row for row in rows if row["arm"] == "none")
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2))
     for arm, color in COLORS.items():
-        line = [(lr, row["val_loss"]) for lr, row in tuned(rows, arm).items() if not row["diverged"]]
+        line = [(lr, row["val_loss"]) for lr, row in tuned(rows, arm=arm).items() if not row["diverged"]]
         left.plot(*zip(*line), "o-", color=color, ms=3.5, lw=1.6 if arm == "lora-alpha" else 1, label=TITLES[arm])
-        curves = [[float(x) for x in row["curve"].split()] for row in at(rows, arm, best_rate(rows, arm))
-                  if isinstance(row["curve"], str) and row["curve"]]
+        group = grid.pick(rows, arm=arm, lr=best_rate(rows, arm=arm))
+        curves = [[float(x) for x in str(row["curve"]).split()] for row in group if row["curve"] != ""]
         means = [statistics.fmean(values) for values in zip(*curves)]
         middle.plot([10 * (i + 0.5) for i in range(len(means))], means, color=color,
                     lw=1.6 if arm == "lora-alpha" else 1)
-        right.plot(*zip(*[(row["val_loss"], row["base_loss"]) for row in rows if row["arm"] == arm
-                          and not row["diverged"]]), "o", color=color, ms=3.5)
+        right.plot(*zip(*[(row["val_loss"], row["base_loss"]) for row in grid.pick(rows, arm=arm, diverged=0)]), "o",
+                   color=color, ms=3.5)
     right.axhline(before["base_loss"], color="#777777", lw=0.8, ls=":")
     right.annotate("before", (right.get_xlim()[1], before["base_loss"]), xytext=(-4, 4), textcoords="offset points",
                    ha="right", fontsize=8, color="#777777")

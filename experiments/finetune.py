@@ -7,6 +7,7 @@ steps, batch, seed and val (how many validation problems); a run is a function o
 import math
 import time
 from functools import cache
+from pydoc_data.topics import topics
 
 import grid  # puts the modules above this folder on the path
 import torch
@@ -38,7 +39,7 @@ def examples(base: str, data: str, val: int) -> tuple[list, list, list]:
     train_problems, val_problems, test_problems = load_data(parse_args(["--data", str(ROOT / data)])[1])
     held_out = encode_all(val_problems, "validation", encoding, config)[:val]
     held_out.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
-    size = 50 if len(held_out[0][0]) < 50 else 8
+    size = max(1, 5000 // sum(map(len, held_out[-1])))
     return (encode_all(train_problems, "training", encoding, config),
             [collate(held_out[i : i + size]) for i in range(0, len(held_out), size)], test_problems)
 
@@ -50,8 +51,13 @@ def loss_before(base: str, data: str, val: int) -> float:
 
 @cache
 def corpus(base: str) -> list:
-    """Fresh problems of the corpus that data/base was pre-trained on: what fine-tuning can forget."""
-    return val_batches(load_tokenizer(ROOT / base))
+    """What fine-tuning can forget: fresh problems of the corpus that data/base and its kin were pre-trained on; for
+    any other model 16 rows of 256 tokens of English, Python's language reference as pydoc has it."""
+    encoding = load_tokenizer(ROOT / base)
+    if base == "data/base" or base.startswith("out/widths/"):
+        return val_batches(encoding)
+    tokens = torch.tensor(encoding.encode_ordinary("".join(topics.values()))[: 16 * 256 + 1])
+    return [(tokens[:-1].view(-1, 256)[i : i + 4], tokens[1:].view(-1, 256)[i : i + 4]) for i in range(0, 16, 4)]
 
 
 def made(cell: dict):
@@ -95,3 +101,13 @@ def finetune(cell: dict, drift: bool = False, forgetting: bool = False, test: in
         found["pass1"] = pass1(solve(model, load_tokenizer(ROOT / cell["base"]), problems[:test]))["pass1"]
         found["tested"] = len(problems[:test])
     return dict(**found, seconds=time.time() - start)
+
+
+def tuned(rows: list[dict], **arm) -> dict[float, dict]:
+    """{learning rate: row of seed 0} of an arm, by its columns."""
+    return {row["lr"]: row for row in sorted(grid.pick(rows, seed=0, **arm), key=lambda row: row["lr"])}
+
+
+def best_rate(rows: list[dict], **arm) -> float:
+    """The learning rate of the lowest validation loss."""
+    return min(grid.pick(tuned(rows, **arm).values(), diverged=0), key=lambda row: row["val_loss"])["lr"]

@@ -79,10 +79,17 @@ def rows_of(path: Path, cells: list[dict]) -> list[dict]:
     return [row for row in read_rows(path) if key(row, names) in wanted]
 
 
+def pick(rows: list[dict], **values) -> list[dict]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
+
+
 def run(script, quick: bool, plot_only: bool = False) -> list[dict]:
     """The rows of a script (a module), its picture drawn; the quick setting's files go to out/experiments."""
     name = Path(script.__file__).stem
     path = (HERE.parent / "out/experiments" if quick else HERE) / f"{name}.csv"
+    if hasattr(script, "prepare") and not plot_only:
+        script.prepare(quick)  # what the cells need and no cell can make for all
     cells, rows = None, read_rows(path)
     while cells != (cells := script.cells(quick, rows)):
         rows = rows_of(path, cells) if plot_only else sweep(path, cells, script.work, script.COLUMNS)

@@ -47,8 +47,9 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
     return found
 
 
-def make_bases() -> None:
-    for width in WIDTHS:
+def prepare(quick: bool) -> None:
+    """The bases of several widths."""
+    for width in [] if quick else WIDTHS:
         folder, part = ROOT / f"out/widths/{width}", ROOT / f"out/widths/{width}-part"
         if not folder.is_dir():
             part.mkdir(parents=True, exist_ok=True)
@@ -299,6 +300,4 @@ def picture(rows: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if not {"--quick", "--plot-only", "-h", "--help"} & set(sys.argv):
-        make_bases()
     grid.command(sys.modules[__name__])

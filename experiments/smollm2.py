@@ -1,0 +1,197 @@
+"""The same question on a real pre-trained model: SmolLM2-135M on grade school problems.
+
+    python data/smollm2/prepare.py; python data/gsm8k/prepare.py
+    python experiments/smollm2.py          TODO hours on two cores; finished cells are reused (--quick: two minutes)
+
+Full fine-tuning and LoRA at alpha of 2r, 256, 1024 and 4096 and ranks 4, 16 and 64, each at the rates 2e-5 (the shared
+small one), 1e-4, 5e-4 and 2e-3: 40 steps of 8 problems of GSM8K, the loss on 48 held-out ones. At rank 16 three seeds
+at the shared rate and at each one's best, with pass@1 on 100 test problems. Problems of at most 128 tokens, so that a
+run takes minutes. Forgetting: the rise of the loss on English, Python's language reference. A run whose loss at a step
+is above twice that of the first has diverged, and is stopped.
+"""
+
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import finetune
+import grid  # puts the modules above this folder on the path
+from finetune import best_rate, tuned
+
+from eval_pass1 import encode_example, end_tokens, load_problems, wilson
+from hf import load_config, load_tokenizer
+
+ROOT = grid.HERE.parent
+COLUMNS = finetune.COLUMNS
+BASE, DATA, LONGEST = "data/smollm2", "out/gsm8k-short", 128
+RATES, SHARED, SEEDS = [2e-5, 1e-4, 5e-4, 2e-3], 2e-5, [0, 1, 2]
+TEST, QUICK = 100, dict(steps=2, batch=1, val=2)
+
+
+def prepare(quick: bool) -> None:
+    """The problems whose tokens, prompt and solution, are at most LONGEST, as a data folder of train.py's."""
+    for folder, file in ((BASE, "model.safetensors"), ("data/gsm8k", "train.jsonl")):
+        if not (ROOT / folder / file).is_file():
+            raise FileNotFoundError(f"{folder}/{file} is not there: python {folder}/prepare.py first")
+    encoding, config = load_tokenizer(ROOT / BASE), load_config(ROOT / BASE)
+    (ROOT / DATA).mkdir(parents=True, exist_ok=True)
+    for name in ("train", "test"):
+        lines = (ROOT / f"data/gsm8k/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        problems = load_problems(ROOT / f"data/gsm8k/{name}.jsonl")
+        kept = [line for line, problem in zip(lines, problems)
+                if sum(map(len, encode_example(encoding, problem, end_tokens(encoding, config)[0]))) <= LONGEST]
+        (ROOT / DATA / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+        print(f"{name}: {len(kept):,} of {len(lines):,} problems have at most {LONGEST} tokens")
+
+
+def arms(rank: int) -> list[dict]:
+    alphas = sorted({2.0 * rank, 256.0, 1024.0, 4096.0})
+    return [dict(arm="lora", rank=rank, alpha=alpha) for alpha in alphas]
+
+
+FULL = dict(arm="full", rank=0, alpha=0.0)
+NONE = dict(arm="none", rank=0, alpha=0.0)
+MAIN = [FULL, *arms(16)]  # 1024 is the rule's
+
+
+def cells(quick: bool, rows: list[dict]) -> list[dict]:
+    """All rates at rank 16, then the seeds at the shared rate and at each arm's best, then the other ranks."""
+    size = dict(base=BASE, data=DATA, steps=40, val=48)
+    if quick:
+        return [finetune.cell(**arm, lr=SHARED, **{**size, **QUICK}) for arm in (NONE, *MAIN)]
+    found = [finetune.cell(**NONE, lr=SHARED, **size)]
+    found += [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in MAIN]
+    if all(len(tuned(rows, **arm)) == len(RATES) for arm in MAIN):
+        for seed in SEEDS[1:]:
+            found += [finetune.cell(**arm, lr=lr, seed=seed, **size) for arm in MAIN
+                      for lr in sorted({SHARED, best_rate(rows, **arm)})]
+    if all(len(grid.pick(rows, lr=SHARED, **arm)) == len(SEEDS) for arm in MAIN):
+        for rank in (4, 64):
+            others = [*arms(rank), dict(arm="lora", rank=rank, alpha=256 * math.sqrt(rank))]
+            found += [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in others]
+    return found
+
+
+def work(cell: dict) -> dict:
+    test = TEST if cell["seed"] > 0 or cell["arm"] == "none" and cell["val"] > 2 else 0
+    return finetune.finetune(cell, drift=cell["arm"] == "lora", forgetting=True, test=test, log=Watch())
+
+
+class Watch:
+    """Stops a run that is lost: hours of a machine for a loss that is known to be bad."""
+
+    def __call__(self, row: dict) -> None:
+        self.first = row["loss"] if row["step"] == 1 else self.first
+        if row["loss"] > 2 * self.first:
+            raise FloatingPointError(f"loss {row['loss']:.3g} at step {row['step']}")
+
+
+# ---- What it shows ---------------------------------------------------------------------------------------------------
+
+
+def title(arm: str, rank: float, alpha: float) -> str:
+    if arm == "full":
+        return "full fine-tuning"
+    of = {2 * rank: " = 2r", 256 * math.sqrt(rank): " = 256·√r"}.get(alpha, "")
+    return f"rank {rank:g}, alpha {alpha:g}{of}"
+
+
+def mean(rows: list[dict], name: str, digits: str = ".3f") -> str:
+    """Mean over the seeds, and their range."""
+    values = [row[name] for row in rows if row[name] != ""]
+    if not values:
+        return ""
+    shown = f"{statistics.fmean(values):{digits}}"
+    return shown if len(values) == 1 else f"{shown} ({min(values):{digits}} to {max(values):{digits}})"
+
+
+def pass1(rows: list[dict]) -> str:
+    """Mean over the seeds, and Wilson's interval for the problems of one: wide rather than narrow."""
+    tested = [row for row in rows if row["pass1"] != ""]
+    if not tested:
+        return ""
+    share, n = statistics.fmean(row["pass1"] for row in tested), tested[0]["tested"]
+    low, high = wilson(share, n)
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def told(rows: list[dict]) -> str:
+    before = next(row for row in rows if row["arm"] == "none")
+    rates = sorted({row["lr"] for row in rows})
+    lines = [f"| validation loss, from {before['val_loss']:.3f}, one seed, lr = | "
+             + " | ".join(f"{lr:g}" for lr in rates) + " |", "|---|" + "---|" * len(rates)]
+    for arm in tried(rows):
+        each = tuned(rows, **arm)
+        shown = ["" if lr not in each else "diverged" if each[lr]["diverged"] else f"**{each[lr]['val_loss']:.3f}**"
+                 if lr == best_rate(rows, **arm) else f"{each[lr]['val_loss']:.3f}" for lr in rates]
+        lines.append(f"| {title(**arm)} | {' | '.join(shown)} |")
+    for words, rate_of in ((f"at {SHARED:g}", lambda arm: SHARED),
+                           ("at its best rate", lambda arm: best_rate(rows, **arm))):
+        groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN if tuned(rows, **arm)}
+        lines += ["", f"| {words}, {min(map(len, groups.values()))} seeds | lr | validation loss | "
+                  f"rms(ΔW)/lr at step 1 | drift ratio | loss on English, from {before['base_loss']:.3f} | "
+                  f"pass@1 of {TEST}, % |",
+                  "|---|---|---|---|---|---|---|"]
+        for name, group in groups.items():
+            first = group[:1]  # the seeds differ little in these
+            lines.append(f"| {name} | {group[0]['lr']:g} | {mean(group, 'val_loss')} | "
+                         f"{mean(first, 'first_step', '.2f')} | {mean(first, 'drift_ratio', '.2g')} | "
+                         f"{mean(group, 'base_loss')} | {pass1(group)} |")
+    return "\n".join(lines)
+
+
+def tried(rows: list[dict]) -> list[dict]:
+    """The arms of the rows, full fine-tuning first, then by rank and alpha."""
+    each = {(row["arm"], row["rank"], row["alpha"]) for row in rows} - {("none", 0.0, 0.0)}
+    return [dict(arm=arm, rank=rank, alpha=alpha) for arm, rank, alpha in sorted(each)]
+
+
+def loss_at(rows: list[dict], lr: float, **arm) -> float:
+    return statistics.fmean(row["val_loss"] for row in grid.pick(rows, lr=lr, **arm))
+
+
+def findings(rows: list[dict]) -> list[tuple[str, str]]:
+    habit, rule = MAIN[1], next(arm for arm in MAIN if arm["alpha"] == 1024)
+    full = loss_at(rows, SHARED, **FULL)
+    found = [(f"at {SHARED:g} alpha = 256·√r ends within 5% of full fine-tuning's loss, and alpha = 2r does not",
+              "holds" if loss_at(rows, SHARED, **rule) < 1.05 * full < loss_at(rows, SHARED, **habit)
+              else "does not hold here")]
+    if len(tuned(rows, **rule)) > 1:
+        best = {arm["alpha"]: loss_at(rows, best_rate(rows, **arm), **arm) for arm in MAIN[1:]}
+        found.append(("with every alpha at its own best rate alpha = 256·√r ends below alpha = 2r",
+                      "holds" if best[1024] < best[habit["alpha"]] else "does not hold here"))
+    return found
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    before = next(row for row in rows if row["arm"] == "none")
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4))
+    for arm, color in zip(MAIN, ["#000000", "#1f4e79", "#5b8db8", "#c1272d", "#e0a030"]):
+        line = [(lr, row["val_loss"]) for lr, row in tuned(rows, **arm).items() if not row["diverged"]]
+        left.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2, label=title(**arm))
+        right.plot(*zip(*[(row["val_loss"], row["base_loss"]) for row in grid.pick(rows, diverged=0, **arm)]), "o",
+                   color=color, ms=4)
+    left.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="rank 16, 40 steps of 8 problems")
+    left.legend(frameon=False, fontsize=8)
+    for rank, color in ((4, "#5b8db8"), (16, "#1f4e79"), (64, "#7a5195")):
+        line = sorted((row["alpha"], row["val_loss"])
+                      for row in grid.pick(rows, arm="lora", rank=rank, lr=SHARED, seed=0, diverged=0))
+        if line:
+            middle.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2)
+            middle.annotate(f"rank {rank}", line[0], xytext=(4, 4), textcoords="offset points", fontsize=8, color=color)
+    middle.axhline(loss_at(rows, SHARED, **FULL), color="black", lw=0.8, ls=":")
+    middle.set(xscale="log", xlabel="alpha", title=f"at {SHARED:g} (dotted: full fine-tuning)")
+    right.axhline(before["base_loss"], color="#777777", lw=0.8, ls=":")
+    right.set(xlabel="validation loss", ylabel="loss on English", title="learnt and forgotten (dotted: before)")
+    fig.tight_layout()
+    fig.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    grid.command(sys.modules[__name__])

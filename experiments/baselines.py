@@ -77,7 +77,6 @@ def within(rows: list[dict], arm: str) -> int:
 
 
 def told(rows: list[dict]) -> str:
-    before = next(row for row in rows if row["arm"] == "none")
     rates = list(tuned(rows, arm="lora"))
     lines = [f"| validation loss, one seed, lr = | {' | '.join(f'{lr:g}' for lr in rates)} | within 10% of its best |",
              "|---|" + "---|" * (len(rates) + 1)]
@@ -87,14 +86,31 @@ def told(rows: list[dict]) -> str:
         lines.append(f"| {title} | {' | '.join(shown)} | {within(rows, arm)} of {len(rates)} |")
     for words, rate_of in (("at its best rate", lambda arm: best_rate(rows, arm=arm)),
                            (f"at {SHARED:g}", lambda arm: SHARED)):
-        count = min(len(grid.pick(rows, arm=arm, lr=rate_of(arm))) for arm in TITLES)
-        lines += ["", f"| {words}, {count} seeds | lr | validation loss | pass@1, % | loss on the base's corpus, from "
-                  f"{before['base_loss']:.3f} |", "|---|---|---|---|---|"]
-        for arm, title in TITLES.items():
-            group = grid.pick(rows, arm=arm, lr=rate_of(arm))
-            loss, pass1, base = (mean(group, name) for name in ("val_loss", "pass1", "base_loss"))
-            lines.append(f"| {title} | {rate_of(arm):g} | {loss[0]:.3f} ± {loss[1]:.3f} | {100 * pass1[0]:.1f} ± "
-                         f"{100 * pass1[1]:.1f} | {base[0]:.3f} ± {base[1]:.3f} |")
+        lines += ["", table(rows, words, rate_of)]
+    return "\n".join(lines)
+
+
+def table(rows: list[dict], words: str, rate_of) -> str:
+    base = grid.pick(rows, arm="none")[0]["base_loss"]
+    count = min(len(grid.pick(rows, arm=arm, lr=rate_of(arm))) for arm in TITLES)
+    lines = [f"| {words}, {count} seeds | lr | validation loss | pass@1, % | loss on the base's corpus, from "
+             f"{base:.3f} |", "|---|---|---|---|---|"]
+    for arm, title in TITLES.items():
+        group = grid.pick(rows, arm=arm, lr=rate_of(arm))
+        loss, pass1, base = (mean(group, name) for name in ("val_loss", "pass1", "base_loss"))
+        lines.append(f"| {title} | {rate_of(arm):g} | {loss[0]:.3f} ± {loss[1]:.3f} | {100 * pass1[0]:.1f} ± "
+                     f"{100 * pass1[1]:.1f} | {base[0]:.3f} ± {base[1]:.3f} |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict]) -> str:
+    """One line an arm, at its own best rate and at the shared one."""
+    lines = [f"| rank {RANK}, 5 seeds | best of {len(RATES)} rates | validation loss | pass@1, % | rates within 10% of "
+             f"the best | validation loss at {SHARED:g} | pass@1, % |", "|---|---|---|---|---|---|---|"]
+    for arm, title in TITLES.items():
+        own, shared = (grid.pick(rows, arm=arm, lr=lr) for lr in (best_rate(rows, arm=arm), SHARED))
+        shown = [f"{mean(group, 'val_loss')[0]:.3f} | {100 * mean(group, 'pass1')[0]:.1f}" for group in (own, shared)]
+        lines.append(f"| {title} | {own[0]['lr']:g} | {shown[0]} | {within(rows, arm)} | {shown[1]} |")
     return "\n".join(lines)
 
 

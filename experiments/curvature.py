@@ -1,6 +1,6 @@
 """Finding 1, spectral suppression: how much of full fine-tuning's sharpness an adapter sees.
 
-    python experiments/curvature.py                an hour on one core; finished cells are reused
+    python experiments/curvature.py                half an hour on two cores; finished cells are reused
     python experiments/curvature.py --quick        a minute, fewer and smaller cells, into out/experiments
     python experiments/curvature.py --plot-only    the picture anew from curvature.csv
 
@@ -225,6 +225,18 @@ def told(rows: list[dict]) -> str:
     lines += ["", f"The largest stable rate of gradient descent is {min(ratios):.1f} to {max(ratios):.1f} times "
               f"2/λmax, and varies by a factor of {spread:,.0f} where Adam's varies by {spread_adam:.0f}."]
     return "\n".join(lines)
+
+
+def findings(rows: list[dict]) -> list[tuple[str, str]]:
+    found = shares(rows)
+    settled = [row["stable_lr"] * row["sharpness"] / 2 for row in rows if row["what"] == "stability"]
+    claims = [("with alpha = 2r the adapter sees less than half of full fine-tuning's sharpness, at every rank",
+               all(share < 0.5 for rule, _, share, _ in found if rule == "2r")),
+              ("the share is s²·r/(3n), to a factor of 2", all(0.5 < share / predicted < 2
+                                                              for _, _, share, predicted in found)),
+              ("the largest stable rate of gradient descent is 2/λmax, to a factor of 3",
+               all(1 / 3 < ratio < 3 for ratio in settled))]
+    return [(claim, "holds" if true else "does not hold here") for claim, true in claims]
 
 
 def picture(rows: list[dict], path: Path) -> None:

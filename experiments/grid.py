@@ -97,13 +97,29 @@ def run(script, quick: bool, plot_only: bool = False) -> list[dict]:
     return rows
 
 
+def report(script, rows: list[dict]) -> str:
+    """What the rows show, in Markdown: the tables, what became of the claims, and the cost."""
+    claims = [f"- **{verdict}**: {claim}" for claim, verdict in script.findings(rows)]
+    seconds = sum(row["seconds"] for row in rows if row.get("seconds", "") != "")
+    cost = [f"\n{len(rows)} runs, {seconds / 3600:.1f} hours of one core."] if seconds else []
+    return "\n".join([script.told(rows), "", *claims, *cost])
+
+
 def command(script) -> None:
     """A script's command line."""
     parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cells, into out/experiments")
     parser.add_argument("--plot-only", action="store_true", help="run nothing: text and picture from the CSV")
     args = parser.parse_args()
-    rows = run(script, args.quick, args.plot_only)
-    print(script.told(rows))
-    for claim, verdict in script.findings(rows):
-        print(f"{verdict}: {claim}")
+    try:
+        rows = stoppable(lambda: run(script, args.quick, args.plot_only))
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    print(report(script, rows))
+
+
+def stoppable(work):
+    try:
+        return work()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the finished cells are kept, and the same command goes on from there")

@@ -1,0 +1,189 @@
+"""Which c is right for your model and data? A prediction without training, and a short sweep.
+
+    python experiments/calibrate.py                                          data/base, five minutes on two cores
+    python experiments/calibrate.py --base FOLDER --data FILE --steps 100    yours; flags as train.py's
+
+The prediction: the c at which the first step is as large as full fine-tuning's, and the c at which the adapter's loss
+is as sharp. The sweep: successive halving over c at a small and a larger rank, first for a quarter of the steps, then
+the best one to the end, and its neighbours at a factor of 2 until both are worse; the vertex of a parabola through the
+three is the best c. Finished runs are lines of --out and are not made again. The best c depends on the number of steps:
+give what you will train for, as far as you can afford it.
+"""
+
+import math
+import statistics
+import time
+from pathlib import Path
+
+import finetune
+import grid  # puts the modules above this folder on the path
+import numpy
+from curvature import sharpness
+
+from eval_pass1 import Parser, plain_output
+from lora_alpha import collate, epochs, evaluate, lora_layers, train
+from train import first_step_ratio, parse_args, short
+
+ROOT = grid.HERE.parent
+COLUMNS = [*finetune.SETTING, "stop", "val_loss", "seconds"]
+LOSS = 0.02  # a c that loses less than this share of the loss is as good
+
+
+# ---- Without training ------------------------------------------------------------------------------------------------
+
+
+def matched_steps(cell: dict) -> tuple[float, dict[int, int]]:
+    """c of a first step like full fine-tuning's over all adapted weights; {a layer's input width: how many layers}."""
+    model = finetune.made({**cell, "alpha": math.sqrt(cell["rank"])})  # c = 1
+    widths = [layer.base.in_features for layer in lora_layers(model).values()]
+    return 1 / first_step_ratio(model), {n: widths.count(n) for n in sorted(set(widths))}
+
+
+def matched_sharpness(cell: dict, problems: int, products: int) -> float:
+    """c at which the largest curvature in B is that in W, from the Hessian-vector products of some examples.
+
+    In B it goes as s², so one look at s = 1 tells it for every c.
+    """
+    examples = finetune.examples(cell["base"], cell["data"], cell["val"])[0][:problems]
+    batch = [tensor.to(finetune.DEVICE) for tensor in collate(examples)]
+    model = finetune.made({**cell, "alpha": float(cell["rank"])})  # s = 1
+    layers = lora_layers(model).values()
+    in_B = sharpness(model, batch, [layer.lora_B for layer in layers], products)[0]
+    weights = [layer.base.weight.requires_grad_(True) for layer in layers]
+    in_W = sharpness(model, batch, weights, products)[0]
+    return math.sqrt(in_W / in_B) * math.sqrt(cell["rank"])
+
+
+# ---- The sweep -------------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Ends a run before its schedule does."""
+
+
+def work(cell: dict) -> dict:
+    """The validation loss after `stop` of the cell's steps."""
+    start = time.time()
+    train_examples, held_out, _ = finetune.examples(cell["base"], cell["data"], cell["val"])
+    model = finetune.made(cell)
+
+    def halt(row):
+        if row["step"] == cell["stop"]:
+            raise Stop
+
+    try:
+        train(model, epochs(train_examples, cell["batch"], seed=cell["seed"]), cell["steps"], cell["lr"], log=halt)
+    except Stop:
+        pass
+    except FloatingPointError:
+        return dict(val_loss=math.inf, seconds=time.time() - start)
+    return dict(val_loss=evaluate(model, held_out), seconds=time.time() - start)
+
+
+def losses(rows: list[dict], rank: int, stop: int) -> dict[float, float]:
+    """{c: loss} of the runs of stop steps."""
+    return {round(row["alpha"] / math.sqrt(rank), 6): row["val_loss"] for row in grid.pick(rows, rank=rank, stop=stop)}
+
+
+def cells(setting: dict, ranks: list[int], first: float, rows: list[dict]) -> list[dict]:
+    """The runs that are known to be needed, given the rows that are there; the same again when nothing is missing.
+
+    c is 256 times a power of 2; the first four are by factors of 4 up from the c that matches the first step.
+    """
+    steps, low, found = setting["steps"], 256 * 2.0 ** round(math.log2(first / 256)), []
+    for rank in ranks:
+        habit = round(2 * math.sqrt(rank), 6)  # c of alpha = 2r
+        early, whole = losses(rows, rank, steps // 4), losses(rows, rank, steps)
+        rung = [low, 4 * low, 16 * low, 64 * low]
+        wanted = [(c, steps // 4) for c in rung] + [(256.0, steps), (habit, steps)]
+        if all(c in early for c in rung):
+            whole = {c: loss for c, loss in whole.items() if c != habit}
+            wanted += [(c, steps) for c in {min(rung, key=early.get), *whole}]
+            best = min(whole, key=whole.get, default=None)
+            wanted += [(c, steps) for c in (best / 2, 2 * best)] if len(whole) > 1 else []
+        found += [{**setting, "rank": rank, "alpha": c * math.sqrt(rank), "stop": stop} for c, stop in wanted]
+    return found
+
+
+# ---- What it shows ---------------------------------------------------------------------------------------------------
+
+
+def fitted(whole: dict[float, float]) -> tuple[float, float, float, float]:
+    """(c*, its loss, and from where to where the loss is at most 1 + LOSS times that), of the finished runs."""
+    c = sorted(c for c in whole if math.isfinite(whole[c]))
+    i = c.index(min(c, key=whole.get))
+    if not 0 < i < len(c) - 1:  # a neighbour diverged
+        return c[i], whole[c[i]], c[i], c[i]
+    x, y = ([f(c[j]) for j in (i - 1, i, i + 1)] for f in (math.log, lambda c: math.log(whole[c])))
+    a, b, _ = numpy.polyfit([x[0] - x[1], 0, x[2] - x[1]], y, 2)
+    best, width = c[i] * math.exp(-b / (2 * a)), math.exp(math.sqrt(math.log1p(LOSS) / a))
+    return best, math.exp(y[1] - b * b / (4 * a)), best / width, best * width
+
+
+def told(rows: list[dict], ranks: list[int], steps: int) -> tuple[list[str], list[float]]:
+    """The table of the ranks in Markdown, and each one's best c."""
+    lines = [f"| rank | best c | at most {100 * LOSS:.0f}% above its loss | loss there | at c = 256 | at alpha = 2r |",
+             "|---|---|---|---|---|---|"]
+    best = []
+    for rank in ranks:
+        whole = losses(rows, rank, steps)
+        habit = whole.pop(round(2 * math.sqrt(rank), 6))
+        c, loss, low, high = fitted(whole)
+        best.append(c)
+        lines.append(f"| {rank} | {c:.0f} | {low:.0f} to {high:.0f} | {loss:.4f} | {more(whole[256.0], loss)} | "
+                     f"{more(habit, loss)} |")
+    return lines, best
+
+
+def more(value: float, loss: float) -> str:
+    return f"{value:.4f} ({100 * (value / loss - 1):+.0f}%)" if math.isfinite(value) else "diverged"
+
+
+def main(argv=None):
+    plain_output()
+    parser = Parser(description=__doc__)
+    parser.add_argument("--base", default="data/base", metavar="FOLDER", help="Hugging Face model folder")
+    parser.add_argument("--data", default="data/equations", metavar="PATH", help="problems, as train.py takes them")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 32], metavar="R", help="(default: 4 32)")
+    parser.add_argument("--steps", type=int, default=150, metavar="N", help="updates of a whole run (default: 150)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="problems an update (default: 8)")
+    parser.add_argument("--lr", type=float, metavar="LR", help="the learning rate to keep (default: train.py's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of A's init and the data's order")
+    parser.add_argument("--val-problems", type=int, default=100, metavar="N", help="to choose by (default: 100)")
+    parser.add_argument("--processes", type=int, metavar="N", help="runs at a time (default: one a core)")
+    parser.add_argument("--out", default="out/calibrate.csv", metavar="FILE",
+                        help="finished runs (default: out/calibrate.csv)")
+    args = parser.parse_args(argv)
+    for name, low in (("steps", 4), ("batch_size", 1), ("val_problems", 1)):
+        if getattr(args, name) < low:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be {low} or more")
+    if min(args.ranks) < 1:
+        parser.error(f"--ranks {min(args.ranks)}: a rank must be 1 or more")
+    start = time.time()
+    base, data = (str((p if (p := Path(path)).exists() else ROOT / path).resolve()) for path in (args.base, args.data))
+    try:
+        lr = args.lr or parse_args(["--base", base])[1].lr
+        setting = finetune.cell(base=base, data=data, lr=lr, steps=args.steps, batch=args.batch_size, seed=args.seed,
+                                val=args.val_problems, rank=args.ranks[0])
+        first, widths = matched_steps(setting)
+        print("layers  " + ", ".join(f"{count} with {n:,} inputs, √(3n) = {math.sqrt(3 * n):.0f}"
+                                     for n, count in widths.items()))
+        print(f"a first step like full fine-tuning's: c = {first:.0f}", flush=True)
+        print(f"sharpness like full fine-tuning's:    c = {matched_sharpness(setting, 2, 6):.0f}", flush=True)
+        fixed = {name: value for name, value in setting.items() if name not in ("rank", "alpha")}
+        plan, rows = None, grid.pick(grid.read_rows(Path(args.out)), **fixed)
+        while plan != (plan := cells(setting, args.ranks, first, rows)):
+            rows = grid.sweep(Path(args.out), plan, work, COLUMNS, args.processes)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    lines, best = told(rows, args.ranks, args.steps)
+    c, cost = statistics.geometric_mean(best), sum(row["seconds"] for row in rows)
+    print("\n".join(["", *lines, ""]))
+    print(f"c = {c:.0f} ({min(best):.0f} to {max(best):.0f} over the ranks), {c / first:.1f} times the c of a first "
+          f"step like full fine-tuning's. {len(rows)} runs, {cost / 60:.0f} minutes of one core, "
+          f"{time.time() - start:.0f} s now. To use it:")
+    print(f"  python train.py --base {short(base)} --data {short(data)} --rank 16 --c {c:.0f} --lr {lr:g}")
+
+
+if __name__ == "__main__":
+    grid.stoppable(main)

@@ -85,22 +85,27 @@ def losses(rows: list[dict], rank: int, stop: int) -> dict[float, float]:
     return {round(row["alpha"] / math.sqrt(rank), 6): row["val_loss"] for row in grid.pick(rows, rank=rank, stop=stop)}
 
 
+def on_grid(whole: dict[float, float]) -> dict[float, float]:
+    """Those with a c of 256 times a power of 2: alpha = 2r is mostly beside it."""
+    return {c: loss for c, loss in sorted(whole.items()) if (steps := math.log2(c / 256)) == round(steps)}
+
+
 def cells(setting: dict, ranks: list[int], first: float, rows: list[dict]) -> list[dict]:
     """The runs that are known to be needed, given the rows that are there; the same again when nothing is missing.
 
-    c is 256 times a power of 2; the first four are by factors of 4 up from the c that matches the first step.
+    The first four c are by factors of 4 up from the c that matches the first step, or the next 256·2^k to it.
     """
     steps, low, found = setting["steps"], 256 * 2.0 ** round(math.log2(first / 256)), []
     for rank in ranks:
-        habit = round(2 * math.sqrt(rank), 6)  # c of alpha = 2r
-        early, whole = losses(rows, rank, steps // 4), losses(rows, rank, steps)
+        early, whole = losses(rows, rank, steps // 4), on_grid(losses(rows, rank, steps))
         rung = [low, 4 * low, 16 * low, 64 * low]
-        wanted = [(c, steps // 4) for c in rung] + [(256.0, steps), (habit, steps)]
+        wanted = [(c, steps // 4) for c in rung] + [(256.0, steps), (2 * math.sqrt(rank), steps)]
         if all(c in early for c in rung):
-            whole = {c: loss for c, loss in whole.items() if c != habit}
-            wanted += [(c, steps) for c in {min(rung, key=early.get), *whole}]
-            best = min(whole, key=whole.get, default=None)
-            wanted += [(c, steps) for c in (best / 2, 2 * best)] if len(whole) > 1 else []
+            favourite = min(rung, key=early.get)
+            wanted.append((favourite, steps))
+            if favourite in whole:  # then downhill; where all diverged, the smallest c is the first, so down as well
+                best = min(whole, key=whole.get)
+                wanted += [(c, steps) for c in (*whole, best / 2, 2 * best)]
         found += [{**setting, "rank": rank, "alpha": c * math.sqrt(rank), "stop": stop} for c, stop in wanted]
     return found
 
@@ -110,7 +115,7 @@ def cells(setting: dict, ranks: list[int], first: float, rows: list[dict]) -> li
 
 def fitted(whole: dict[float, float]) -> tuple[float, float, float, float]:
     """(c*, its loss, and from where to where the loss is at most 1 + LOSS times that), of the finished runs."""
-    c = sorted(c for c in whole if math.isfinite(whole[c]))
+    c = [c for c in whole if math.isfinite(whole[c])]
     i = c.index(min(c, key=whole.get))
     if not 0 < i < len(c) - 1:  # a neighbour diverged
         return c[i], whole[c[i]], c[i], c[i]
@@ -127,8 +132,8 @@ def told(rows: list[dict], ranks: list[int], steps: int) -> tuple[list[str], lis
     best = []
     for rank in ranks:
         whole = losses(rows, rank, steps)
-        habit = whole.pop(round(2 * math.sqrt(rank), 6))
-        c, loss, low, high = fitted(whole)
+        habit = whole[round(2 * math.sqrt(rank), 6)]
+        c, loss, low, high = fitted(on_grid(whole))
         best.append(c)
         lines.append(f"| {rank} | {c:.0f} | {low:.0f} to {high:.0f} | {loss:.4f} | {more(whole[256.0], loss)} | "
                      f"{more(habit, loss)} |")

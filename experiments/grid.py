@@ -100,8 +100,12 @@ def run(script, quick: bool, plot_only: bool = False) -> list[dict]:
 def report(script, rows: list[dict]) -> str:
     """What the rows show, in Markdown: the tables, what became of the claims, and the cost."""
     claims = [f"- **{verdict}**: {claim}" for claim, verdict in script.findings(rows)]
+    cells = script.cells(False, rows)
+    names = list(cells[0])
+    left = len({key(cell, names) for cell in cells} - {key(row, names) for row in rows})
     seconds = sum(row["seconds"] for row in rows if row.get("seconds", "") != "")
-    cost = [f"\n{len(rows)} runs, {seconds / 3600:.1f} hours of one core."] if seconds else []
+    cost = [f"\n{len(rows)} runs, {seconds / 3600:.1f} hours of one core"
+            + (f"; {left} runs of the full setting are not made yet." if left else ".")] if seconds else []
     return "\n".join([script.told(rows), "", *claims, *cost])
 
 

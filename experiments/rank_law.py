@@ -89,11 +89,15 @@ def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
 def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float] | None:
     """(alpha*, loss there): the vertex of a parabola in log alpha through log loss, by least squares over the lowest
     point of the grid and `beside` on each side of it. One: the loss rises steeply past its optimum, and points further
-    off pull the vertex away. None where the lowest point is at the grid's edge: the optimum is not inside."""
-    alphas = [alpha for alpha, loss in curve.items() if math.isfinite(loss)]
+    off pull the vertex away. The lowest point itself where the next one diverged. None where it is at the grid's edge:
+    the optimum is not inside."""
+    alphas = list(curve)
     lowest = min(range(len(alphas)), key=lambda i: curve[alphas[i]])
     if not 0 < lowest < len(alphas) - 1:
         return None
+    if not math.isfinite(curve[alphas[lowest + 1]]):
+        return alphas[lowest], curve[alphas[lowest]]
+    alphas = [alpha for alpha in alphas if math.isfinite(curve[alpha])]
     near = alphas[max(0, lowest - beside) : lowest + beside + 1]
     a, b, c = numpy.polyfit(numpy.log(numpy.array(near) / alphas[lowest]), numpy.log([curve[x] for x in near]), 2)
     vertex = -b / (2 * a)

@@ -2,18 +2,24 @@
 
 import csv
 import importlib
-import re
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+
+import train
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
-curvature, grid = (importlib.import_module(name) for name in ("curvature", "grid"))
+NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "finetune", "grid", "mlp", "rank_law", "smollm2"]
+(everything, alpha_vs_lr, baselines, calibrate, curvature, finetune, grid, mlp, rank_law,
+ smollm2) = (importlib.import_module(name) for name in NAMES)
 
 
 class Net(nn.Module):
@@ -72,14 +78,32 @@ def test_a_sweep_goes_on_where_it_was_stopped(work, lines, tmp_path, capsys):
     assert len(grid.sweep(path, cells[:1], work, ["x", "name", "square"], processes=1)) == lines
 
 
-def test_the_text_is_what_the_csv_says():
-    """experiments/README.md holds the table that each script makes of its CSV."""
-    text = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
-    assert curvature.told(grid.read_rows(ROOT / "experiments/curvature.csv")) in text
+def test_a_cell_that_is_named_twice_runs_once(tmp_path):
+    rows = grid.sweep(tmp_path / "x.csv", [dict(x=1), dict(x=1)], square, ["x", "square"], processes=1)
+    assert len(rows) == 1
 
 
-def test_the_picture_is_drawn_from_the_csv_alone(tmp_path):
-    """curvature.py --plot-only draws from the committed CSV, in a copy."""
+@pytest.mark.parametrize("path", everything.READMES, ids=lambda path: path.parent.name)
+def test_the_figures_of_the_text_are_the_csvs(path):
+    """Every block of the READMEs is what the scripts make of their CSVs: all.py --plot-only changes nothing."""
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- from " in text
+    assert everything.filled(text) == text
+
+
+@pytest.mark.parametrize("script", [s for s in everything.SCRIPTS if (grid.HERE / f"{s.__name__}.csv").is_file()],
+                         ids=lambda script: script.__name__)
+def test_the_picture_is_drawn_from_the_csv(script, tmp_path):
+    """And is small, as the committed one is."""
+    path = grid.HERE / f"{script.__name__}.csv"
+    rows = grid.rows_of(path, script.cells(False, grid.read_rows(path)))
+    script.picture(rows, tmp_path / "x.png")
+    for picture in (tmp_path / "x.png", path.with_suffix(".png")):
+        assert 0 < picture.stat().st_size < 200_000
+
+
+def test_plot_only_needs_the_csv_alone(tmp_path):
+    """curvature.py --plot-only, in a copy."""
     copy = tmp_path / "experiments"
     copy.mkdir()
     for name in ("curvature.py", "grid.py", "curvature.csv"):
@@ -87,13 +111,163 @@ def test_the_picture_is_drawn_from_the_csv_alone(tmp_path):
     done = subprocess.run([sys.executable, copy / "curvature.py", "--plot-only"], capture_output=True, text=True,
                           env={"PYTHONPATH": str(ROOT), "PATH": ""})
     assert done.returncode == 0, done.stderr
-    assert 0 < (copy / "curvature.png").stat().st_size < 200_000
+    assert (copy / "curvature.png").is_file()
 
 
-def test_the_quick_setting_runs():
-    """curvature.py --quick, a minute on two cores: what it measures is within a factor of two of the prediction."""
-    done = subprocess.run([sys.executable, ROOT / "experiments/curvature.py", "--quick"], text=True,
-                          capture_output=True)
+def test_all_quick_settings_run():
+    """all.py --quick: every script runs, and says of each claim what became of it."""
+    done = subprocess.run([sys.executable, ROOT / "experiments/all.py", "--quick"], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    low, high = re.search(r"measured share is ([\d.]+) to ([\d.]+) of", done.stdout).groups()
-    assert 0.5 < float(low) and float(high) < 2
+    verdicts = done.stdout[done.stdout.rindex("To use it:"):].splitlines()[3:]
+    names = [script.__name__ for script in everything.SCRIPTS]
+    assert sorted({line.split()[0] for line in verdicts}) == sorted(names)
+    told = {line.split(maxsplit=1)[1] for line in verdicts}
+    assert "holds: the share is s²·r/(3n), to a factor of 2" in told
+    assert "holds: LoRA+ at ratio k ends where k times alpha does, to 2% of the loss" in told
+
+
+# ---- One run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm, own", [("lora+", dict(lr_ratio=16.0)), ("pissa", {}),
+                                      ("lora", dict(clip=0.5))])
+def test_a_cell_is_a_run_of_train_py(arm, own, tmp_path, capsys):
+    """The same flags give the same validation loss, first step and share of clipped steps."""
+    alpha = 0.0 if arm == "full" else train.method_alpha(arm, 4, None, None)
+    cell = finetune.cell(arm=arm, rank=4, alpha=alpha, steps=3, batch=2, seed=1, **own)
+    found = finetune.finetune(cell)
+    flags = ["--grad-clip", "0.5"] if own.get("clip") else []
+    train.main(["--method", arm, "--rank", "4", "--steps", "3", "--batch-size", "2", "--seed", "1", "--eval-problems",
+                "0", "--eval-every", "3", "--out", str(tmp_path / "run"), *flags])
+    run = train.read_json(tmp_path / "run/run.json")
+    assert found["val_loss"] == pytest.approx(run["results"]["val_loss_after"], rel=1e-5)
+    assert found["clipped"] == run["results"]["clipped"]
+    assert found.get("first_step") == (pytest.approx(run["first_step_ratio"]) if run["first_step_ratio"] else None)
+
+
+def test_a_run_that_diverges_is_a_row():
+    """A loss that is not finite, and one that is above the base's, are both marked."""
+    lost = finetune.finetune(finetune.cell(alpha=1e30, steps=3, batch=2, val=10))
+    worse = finetune.finetune(finetune.cell(alpha=2e3, lr=0.02, steps=3, batch=2, val=10))
+    fine = finetune.finetune(finetune.cell(alpha=64.0, steps=3, batch=2, val=10))
+    assert [run["diverged"] for run in (lost, worse, fine)] == [1, 1, 0]
+    assert math.isnan(lost["val_loss"]) and math.isfinite(worse["val_loss"])
+
+
+# ---- The fits --------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-1.9, 1.9), st.floats(0.02, 2.0), st.floats(0.01, 3.0))
+def test_the_vertex_of_a_parabola_is_found(at, curvature, lowest):
+    """alpha* and the loss there, of a curve that is a parabola in log alpha and log loss; none at the grid's edge."""
+    best = 64 * 2**at
+    alphas = [8.0 * 2**k for k in range(7)]
+    curve = {alpha: lowest * math.exp(curvature * math.log(alpha / best) ** 2) for alpha in alphas}
+    alpha, loss = rank_law.optimum(curve)
+    assert alpha == pytest.approx(best, rel=1e-6) and loss == pytest.approx(lowest, rel=1e-6)
+    assert rank_law.optimum({alpha: alpha for alpha in curve}) is None
+    cut = {alpha: loss if alpha < 400 else math.inf for alpha, loss in curve.items()}
+    assert rank_law.optimum(cut)[0] == (256 if best > 182 else pytest.approx(best, rel=1e-6))
+
+
+def rows_of_a_law(p: float, c: float, noise: float = 0.0) -> list[dict]:
+    """Rows as rank_law.py's, of runs whose best alpha is c·r^p."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for cell in rank_law.cells(False, []):
+        if cell["arm"] == "lora" and cell["steps"] == 200 and cell["base"] == "data/base":
+            best = c * cell["rank"] ** p * math.exp(noise * torch.randn((), generator=generator).item())
+            rows.append({**cell, "diverged": 0, "val_loss": math.exp(0.1 * math.log(cell["alpha"] / best) ** 2)})
+    return rows
+
+
+@pytest.mark.parametrize("p, c", [(0.5, 128.0), (0.3, 200.0), (0.7, 90.0)])
+def test_the_law_is_recovered(p, c):
+    """p and c of an exact law, and the truth within the intervals where there is noise."""
+    found = rank_law.law(rows_of_a_law(p, c))
+    assert found["p"] == pytest.approx(p, abs=1e-6) and found["c"] == pytest.approx(c, rel=1e-5)
+    found = rank_law.law(rows_of_a_law(p, c, noise=0.05))
+    low, high = found["p_interval"]
+    assert low <= p <= high and high - low < 0.3
+
+
+def test_regret_is_zero_for_the_rule_that_is_the_best():
+    """With alpha* = 128·√r that rule loses nothing, alpha = 2r most where 2r is furthest from it."""
+    means = rank_law.shared(rows_of_a_law(0.5, 128.0))
+    assert next(iter(means)) == "alpha = 128·√r" and means["alpha = 128·√r"] == pytest.approx(0, abs=1e-9)
+    each = rank_law.regrets(rows_of_a_law(0.5, 128.0))["alpha = 2r"]
+    assert each[1] > each[4] > each[16] > each[64] > 0
+
+
+def test_baselines_have_equal_budgets():
+    """Every arm has the same rates; once they are there, the seeds come at the arm's best and at the shared one."""
+    first = baselines.cells(False, [])
+    rates = {arm: sorted(cell["lr"] for cell in first if cell["arm"] == arm) for arm in baselines.TITLES}
+    assert all(rates[arm] == baselines.RATES for arm in baselines.TITLES)
+    rows = [{**cell, "diverged": 0, "val_loss": abs(math.log(cell["lr"] / (1e-2 if cell["arm"] == "lora" else 3e-3)))}
+            for cell in first]
+    later = [cell for cell in baselines.cells(False, rows) if cell["seed"]]
+    for arm in baselines.TITLES:
+        mine = sorted((cell["lr"], cell["seed"]) for cell in later if cell["arm"] == arm)
+        best = 1e-2 if arm == "lora" else 3e-3
+        assert mine == [(lr, seed) for lr in (1e-3, best) for seed in (1, 2, 3, 4)]
+    assert len({(cell["arm"], cell["alpha"], cell["lr_ratio"]) for cell in first}) == len(baselines.TITLES) + 1
+
+
+def test_both_routes_have_equal_products():
+    """Each point of the rate's route has a point of alpha's with the same alpha·lr, for every seed."""
+    cells = [cell for cell in alpha_vs_lr.cells(False, []) if not cell["clip"] and cell["lr_ratio"] == 1]
+    alpha, lr = alpha_vs_lr.START
+    for seed in alpha_vs_lr.SEEDS:
+        routes = [{round(cell["alpha"] * cell["lr"], 9) for cell in grid.pick(cells, seed=seed, **fixed)}
+                  for fixed in (dict(lr=lr), dict(alpha=alpha))]
+        products = {round(alpha * lr * factor, 9) for factor in alpha_vs_lr.FACTORS[:-1]}
+        assert products <= routes[0] and products <= routes[1]
+
+
+# ---- calibrate.py ----------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(10, 3000), st.floats(10, 3000), st.floats(20, 200), st.booleans())
+def test_calibration_finds_the_best_c(small, large, first, cliff):
+    """Two ranks with their own best c, losses that are parabolas, with or without a cliff: each c is found, and the
+    plan comes to an end after few runs."""
+    setting, ranks, rows, plan = finetune.cell(steps=40), [4, 32], [], None
+    while plan != (plan := calibrate.cells(setting, ranks, first, rows)):
+        done = {(row["rank"], row["alpha"], row["stop"]) for row in rows}
+        for cell in plan:
+            if (cell["rank"], cell["alpha"], cell["stop"]) not in done:
+                best = small if cell["rank"] == 4 else large
+                c = cell["alpha"] / math.sqrt(cell["rank"])
+                rows.append({**cell, "val_loss": math.inf if cliff and c > 4.5 * best else
+                             math.exp(0.1 * math.log(c / best) ** 2)})
+        assert len(rows) <= 40
+    for rank, best in zip(ranks, (small, large)):
+        c, loss, low, high = calibrate.fitted(calibrate.on_grid(calibrate.losses(rows, rank, 40)))
+        assert c == pytest.approx(best, rel=1e-4) and loss == pytest.approx(1, rel=1e-4)
+        assert math.log(high / best) ** 2 * 0.1 == pytest.approx(math.log1p(calibrate.LOSS), rel=1e-3)
+
+
+def test_the_prediction_is_step_matching():
+    """c of the matched first step is √(3n) of data/base's widths, to 5%; the curvature's is near it."""
+    c, widths = calibrate.matched_steps(finetune.cell())
+    assert widths == {256: 24, 688: 4}
+    assert c == pytest.approx(math.sqrt(3 * 256), rel=0.1)
+    assert calibrate.matched_sharpness(finetune.cell(), 2, 4) == pytest.approx(c, rel=0.3)
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--base", "nowhere"], "nowhere"), (["--data", "nowhere.jsonl"], "nowhere.jsonl"), (["--ranks", "0"], "--ranks 0"),
+    (["--steps", "0"], "--steps 0"), (["--lr", "x"], "--lr")])
+def test_mistakes_are_one_line(flags, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        calibrate.main(flags)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and says in error
+
+
+def test_smollm2_says_what_is_missing(monkeypatch, tmp_path):
+    """Without the weights or the problems: the command that makes them."""
+    monkeypatch.setattr(smollm2, "ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match="python data/smollm2/prepare.py"):
+        smollm2.prepare(True)

@@ -271,8 +271,8 @@ def picture(rows: list[dict], path: Path) -> None:
             for a, loss in line:
                 if math.isclose(a, 256 * math.sqrt(rank)):
                     ax.plot(a / scale, loss, "o", color=color, ms=5)
-        over_alpha.annotate(f"{rank}", line[0], xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
-                            fontsize=8, color=color)
+        over_alpha.annotate(f"{rank}", line[-1], xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+                            color=color)
     over_alpha.set(xscale="log", yscale="log", xlabel="alpha", ylabel="validation loss",
                    title="loss over alpha, ranks 1 to 128 (● the rule, 256·√r)")
     collapsed.set(xscale="log", yscale="log", xlabel="alpha/√r", title="the same over alpha/√r")
@@ -297,8 +297,10 @@ def picture(rows: list[dict], path: Path) -> None:
     of_rest.plot(WIDTHS, [math.sqrt(3 * n) for n in WIDTHS], color="#1f4e79", lw=0.9, ls=":")
     of_rest.annotate("√(3n)", (WIDTHS[-1], math.sqrt(3 * WIDTHS[-1])), xytext=(4, 0), textcoords="offset points",
                      fontsize=8, color="#1f4e79")
-    of_rest.set(xscale="log", yscale="log", xlabel="width n, or steps", ylabel="c* at rank 16",
+    of_rest.set(xscale="log", yscale="log", xlabel="width n, or steps", ylabel="best c at rank 16",
                 title="best c over the width and over the steps")
+    of_rest.set_xticks([64, 128, 256, 512], ["64", "128", "256", "512"])
+    of_rest.minorticks_off()
     fig.tight_layout()
     fig.savefig(path, dpi=130)
 

@@ -202,13 +202,9 @@ def told(rows: list[dict]) -> str:
                      + f" | {statistics.fmean(at):.3f} |" if at else " | |")
     if len(best_alphas(rows)) < 3:
         return "\n".join(lines)
-    fit, wide = law(rows), fitted([(rank, statistics.geometric_mean(alphas))
-                                   for rank, alphas in best_alphas(rows, beside=2).items()])
-    lines += ["", "The fit is alpha* = {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; "
-              "with the exponent 1/2, c = {root_c:.0f} [{:.0f}, {:.0f}].".format(
-                  *fit["c_interval"], *fit["p_interval"], *fit["root_c_interval"], **fit)
-              + f" (By parabolas over two points on each side, which the steep side pulls down: "
-              f"{wide[0]:.0f}·r^{wide[1]:.2f}.)"]
+    wide = fitted([(rank, statistics.geometric_mean(alphas)) for rank, alphas in best_alphas(rows, beside=2).items()])
+    lines += ["", law_in_words(rows) + " By parabolas over two points on each side, which the steep side pulls down: "
+              f"{wide[0]:.0f}·r^{wide[1]:.2f}."]
     means, each = shared(rows), regrets(rows)
     if means:
         ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
@@ -230,6 +226,16 @@ def told(rows: list[dict]) -> str:
         lines += [f"| {steps} | {', '.join(f'{c:.0f}' for c in each)} |" for steps, each in over_steps(rows).items()]
         lines += ["", f"c* goes as steps^{power(over_steps(rows)):.2f}."]
     return "\n".join(lines)
+
+
+def law_in_words(rows: list[dict]) -> str:
+    """The fit over all ranks, over those up to 32, and with the exponent 1/2."""
+    fit, low = law(rows), law([row for row in rows if row["rank"] <= 32])
+    return ("The best alpha is {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; with the "
+            "exponent 1/2, {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(*fit["c_interval"], *fit["p_interval"],
+                                                                     *fit["root_c_interval"], **fit)
+            + " Over ranks 1 to 32 alone (a cut made after seeing the points): "
+            + "{c:.0f}·r^{p:.2f}, [{:.2f}, {:.2f}].".format(*low["p_interval"], **low))
 
 
 def power(groups: dict[int, list[float]]) -> float:

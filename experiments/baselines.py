@@ -1,6 +1,6 @@
 """LoRA-α beside its peers, each with its own tuned learning rate and all at one small rate, and what each forgets.
 
-    python experiments/baselines.py        TODO on two cores; finished cells are reused (--quick: a minute)
+    python experiments/baselines.py        45 minutes on two cores; finished cells are reused (--quick: a minute)
 
 data/base on data/equations, rank 8, 200 steps of 8 problems, AdamW without decay and clipping. Every arm gets the same
 six learning rates with one seed; then five seeds at its best by the validation loss, and five at the shared rate 1e-3.
@@ -61,13 +61,18 @@ def tests(cell: dict) -> int:
 # ---- What it shows ---------------------------------------------------------------------------------------------------
 
 
-def mean(rows: list[dict], name: str) -> tuple[float, float]:
-    """Mean over the seeds, and half of its 95% interval by Student's t (problems are the same for every seed)."""
-    values = [row[name] if row[name] != "" else 0.0 if name == "pass1" else math.nan for row in rows]
+def mean(values: list[float]) -> tuple[float, float]:
+    """Mean over the seeds, and half of its 95% interval by Student's t (the problems are the same for every seed)."""
     if len(values) < 2:
         return values[0], math.nan
     t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}[len(values)]
     return statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def each(rows: list[dict], arm: str, lr: float, name: str) -> list[float]:
+    """A column over the seeds. A run that was not finite answers nothing, and its losses are none."""
+    values = [row[name] for row in sorted(grid.pick(rows, arm=arm, lr=lr), key=lambda row: row["seed"])]
+    return [value if value != "" else 0.0 if name == "pass1" else math.nan for value in values]
 
 
 def within(rows: list[dict], arm: str) -> int:
@@ -96,8 +101,7 @@ def table(rows: list[dict], words: str, rate_of) -> str:
     lines = [f"| {words}, {count} seeds | lr | validation loss | pass@1, % | loss on the base's corpus, from "
              f"{base:.3f} |", "|---|---|---|---|---|"]
     for arm, title in TITLES.items():
-        group = grid.pick(rows, arm=arm, lr=rate_of(arm))
-        loss, pass1, base = (mean(group, name) for name in ("val_loss", "pass1", "base_loss"))
+        loss, pass1, base = (mean(each(rows, arm, rate_of(arm), name)) for name in ("val_loss", "pass1", "base_loss"))
         lines.append(f"| {title} | {rate_of(arm):g} | {loss[0]:.3f} ± {loss[1]:.3f} | {100 * pass1[0]:.1f} ± "
                      f"{100 * pass1[1]:.1f} | {base[0]:.3f} ± {base[1]:.3f} |")
     return "\n".join(lines)
@@ -108,18 +112,25 @@ def summary(rows: list[dict]) -> str:
     lines = [f"| rank {RANK}, 5 seeds | best of {len(RATES)} rates | validation loss | pass@1, % | rates within 10% of "
              f"the best | validation loss at {SHARED:g} | pass@1, % |", "|---|---|---|---|---|---|---|"]
     for arm, title in TITLES.items():
-        own, shared = (grid.pick(rows, arm=arm, lr=lr) for lr in (best_rate(rows, arm=arm), SHARED))
-        shown = [f"{mean(group, 'val_loss')[0]:.3f} | {100 * mean(group, 'pass1')[0]:.1f}" for group in (own, shared)]
-        lines.append(f"| {title} | {own[0]['lr']:g} | {shown[0]} | {within(rows, arm)} | {shown[1]} |")
+        best, shown = best_rate(rows, arm=arm), []
+        for lr in (best, SHARED):
+            loss, pass1 = (mean(each(rows, arm, lr, name)) for name in ("val_loss", "pass1"))
+            shown.append(f"{loss[0]:.3f} ± {loss[1]:.3f} | {100 * pass1[0]:.1f} ± {100 * pass1[1]:.1f}")
+        lines.append(f"| {title} | {best:g} | {shown[0]} | {within(rows, arm)} | {shown[1]} |")
     return "\n".join(lines)
 
 
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
+    """Compared seed by seed: below means that the 95% interval of the difference is."""
     others = [arm for arm in TITLES if arm not in ("lora-alpha", "full")]
 
     def beats(rate_of, name, sign):
-        value = {arm: mean(grid.pick(rows, arm=arm, lr=rate_of(arm)), name)[0] for arm in TITLES}
-        return verdict([sign * value["lora-alpha"] < sign * value[arm] for arm in others])
+        own, found = each(rows, "lora-alpha", rate_of("lora-alpha"), name), []
+        for arm in others:
+            theirs = each(rows, arm, rate_of(arm), name)
+            difference, half = mean([sign * (a - b) for a, b in zip(own, theirs)])
+            found.append(difference + (0 if math.isnan(half) else half) < 0)
+        return verdict(found)
 
     def own(arm):
         return best_rate(rows, arm=arm)
@@ -163,7 +174,7 @@ def picture(rows: list[dict], path: Path) -> None:
     right.set(xscale="log", xlabel="validation loss", ylabel="loss on the base's corpus", title="learnt and forgotten")
     fig.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=7, frameon=False, fontsize=8)
     fig.tight_layout(rect=(0, 0.06, 1, 1))
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ def run(script, quick: bool, plot_only: bool = False) -> list[dict]:
     """The rows of a script (a module), its picture drawn; the quick setting's files go to out/experiments."""
     name = Path(script.__file__).stem
     path = (HERE.parent / "out/experiments" if quick else HERE) / f"{name}.csv"
+    if plot_only and not path.is_file():
+        raise FileNotFoundError(f"{path.name} is not there: python experiments/{name}.py without --plot-only makes it")
     if hasattr(script, "prepare") and not plot_only:
         script.prepare(quick)  # what the cells need and no cell can make for all
     cells, rows = None, read_rows(path)

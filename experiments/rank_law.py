@@ -307,6 +307,7 @@ def picture(rows: list[dict], path: Path) -> None:
                 title="best c over the width and over the steps")
     of_rest.set_xticks([64, 128, 256, 512], ["64", "128", "256", "512"])
     of_rest.minorticks_off()
+    of_rest.set_visible(len(over_width(rows)) > 1 or len(over_steps(rows)) > 1)
     fig.tight_layout()
     fig.savefig(path, dpi=130)
 

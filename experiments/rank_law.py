@@ -75,15 +75,19 @@ def work(cell: dict) -> dict:
 
 
 def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
-    """{(rank, seed): {alpha: loss}} of the LoRA runs over the grid of c, SETTING's but for what is given."""
-    wanted = {name: {**finetune.SETTING, **own}[name] for name in ("base", "steps", "lr")}
+    """{(rank, seed): {alpha: loss}} of the LoRA runs over the grid of c, the usual ones but for what is given."""
     found = {}
-    for row in rows:
-        if row["arm"] == "lora" and all(row[name] == value for name, value in wanted.items()):
+    for row in usual(rows, **own):
+        if row["arm"] == "lora":
             if any(math.isclose(row["alpha"], c * math.sqrt(row["rank"])) for c in GRID):
                 loss = math.inf if row["diverged"] else row["val_loss"]
                 found.setdefault((int(row["rank"]), int(row["seed"])), {})[row["alpha"]] = loss
     return {name: dict(sorted(curve.items())) for name, curve in sorted(found.items())}
+
+
+def usual(rows: list[dict], **own) -> list[dict]:
+    """The rows of the finding itself, or those that differ from them as is said."""
+    return grid.pick(rows, **{**dict(base="data/base", steps=statistics.mode(row["steps"] for row in rows)), **own})
 
 
 def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float] | None:
@@ -151,8 +155,8 @@ def root_c(points) -> float:
 def regrets(rows: list[dict]) -> dict[str, dict[int, float]]:
     """{rule: {rank: its loss over the lowest of the grid at that rank, less 1}}, geometric means over the seeds."""
     losses = {}
-    for row in rows:
-        if row["arm"] == "lora" and all(row[name] == finetune.SETTING[name] for name in ("base", "steps", "lr")):
+    for row in usual(rows):
+        if row["arm"] == "lora":
             losses[int(row["rank"]), int(row["seed"]), round(row["alpha"], 6)] = row["val_loss"]
     found, grids = {}, curves(rows)
     rules = {**RULES, **{f"alpha = {c}·√r": lambda r, c=c: c * math.sqrt(r) for c in GRID[1:]}}

@@ -29,7 +29,7 @@ CLIPPED = [32.0, 128.0, 512.0, 2048.0]  # with three seeds
 
 def cells(quick: bool, rows: list[dict]) -> list[dict]:
     if quick:
-        size = dict(steps=30, batch=4, val=50)
+        size = dict(steps=12, batch=4, val=50)
         routes = [finetune.cell(alpha=START[0] * a, lr=START[1] * b, **size) for a, b in [(1, 1), (16, 1), (1, 16)]]
         return routes + [finetune.cell(alpha=a, lr=AT, lr_ratio=b, clip=clip, **size)
                          for a, b in [(512.0, 1.0), (32.0, 16.0)] for clip in (0.0, 1.0)]

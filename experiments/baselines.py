@@ -38,7 +38,7 @@ def cell(arm: str, lr: float, seed: int, **own) -> dict:
 
 def cells(quick: bool, rows: list[dict]) -> list[dict]:
     """The base as it is, the tuning, and once that is there the seeds at each arm's best rate and the shared one."""
-    size = dict(steps=20, batch=4, val=50) if quick else {}
+    size = dict(steps=8, batch=4, val=50) if quick else {}
     rates, seeds = ([1e-3, 1e-2], [0]) if quick else (RATES, SEEDS)
     found = [cell("none", SHARED, 0, **size)] + [cell(arm, lr, 0, **size) for lr in rates for arm in TITLES]
     if all(len(tuned(rows, arm=arm)) == len(rates) for arm in TITLES):
@@ -55,7 +55,7 @@ def work(cell: dict) -> dict:
 
 
 def tests(cell: dict) -> int:
-    return 250 if cell["val"] == 300 else 20
+    return 250 if cell["val"] == 300 else 4
 
 
 # ---- What it shows ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ RULES = {"alpha = 2r": lambda r: 2.0 * r, "alpha = 16": lambda r: 16.0, "alpha =
 
 def cells(quick: bool, rows: list[dict]) -> list[dict]:
     if quick:
-        return over([2, 8, 32], [16, 128, 1024], [0], steps=30, batch=4, val=50)
+        return over([2, 8, 32], [16, 128, 1024], [0], steps=12, batch=4, val=50)
     # Ranks are the finding, so they come first; a sweep that is stopped has whole seeds of them.
     found = [cell for seed in SEEDS for cell in over(RANKS, GRID, [seed]) + rules(RANKS[::2], [seed])]
     found += [finetune.cell(arm="full", rank=0, alpha=0.0, lr=lr) for lr in FULL_RATES]

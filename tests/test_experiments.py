@@ -125,7 +125,7 @@ def test_all_quick_settings_run():
     assert sorted({line.split()[0] for line in verdicts}) == sorted(names)
     told = {line.split(maxsplit=1)[1] for line in verdicts}
     assert "holds: the share is s²·r/(3n), to a factor of 2" in told
-    assert "holds: LoRA+ at ratio k ends where k times alpha does, to 2% of the loss" in told
+    assert "holds: LoRA+ at ratio k ends where k times alpha does, to 3% of the loss, up to the best alpha" in told
 
 
 # ---- One run ---------------------------------------------------------------------------------------------------------

@@ -129,9 +129,8 @@ def told(rows: list[dict]) -> str:
     lines += ["", f"| loss at a rate of {AT:g} | LoRA+, alpha = 32, ratio k | alpha = k·32 | clipped at 1: LoRA+ | "
               "alpha = k·32 | steps clipped |", "|---|---|---|---|---|---|"]
     for ratio, pair in controls(rows):
-        if len(pair) == 4:
-            lines.append(f"| k = {ratio:g} | " + " | ".join(f"{row['val_loss']:.4f}" for row in pair)
-                         + f" | {100 * pair[2]['clipped']:.0f}%, {100 * pair[3]['clipped']:.0f}% |")
+        lines.append(f"| k = {ratio:g} | " + " | ".join(f"{row['val_loss']:.4f}" for row in pair)
+                     + f" | {100 * pair[2]['clipped']:.0f}%, {100 * pair[3]['clipped']:.0f}% |")
     alphas = sorted({row["alpha"] for row in select(rows, clip=1, lr=AT)})
     if len(alphas) > 1:
         groups = [(alpha, *(select(rows, clip=clip, lr=AT, alpha=alpha) for clip in (0, 1))) for alpha in alphas]
@@ -151,8 +150,8 @@ def controls(rows: list[dict]) -> list[tuple[float, list[dict]]]:
     found = []
     for ratio in sorted({row["lr_ratio"] for row in rows} - {1.0}):
         found.append((ratio, [row for clip in (0, 1) for row in
-                              select(rows, lr=AT, alpha=START[0], lr_ratio=ratio, clip=clip)
-                              + select(rows, lr=AT, alpha=START[0] * ratio, clip=clip)]))
+                              select(rows, seed=0, lr=AT, alpha=START[0], lr_ratio=ratio, clip=clip)
+                              + select(rows, seed=0, lr=AT, alpha=START[0] * ratio, clip=clip)]))
     return found
 
 

@@ -75,14 +75,16 @@ def work(cell: dict) -> dict:
 
 
 def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
-    """{(rank, seed): {alpha: loss}} of the LoRA runs over the grid of c, the usual ones but for what is given."""
+    """{(rank, seed): {alpha: loss}} of the LoRA runs over the grid of c, the usual ones but for what is given. Those
+    whose grid is not complete yet are left out."""
     found = {}
     for row in usual(rows, **own):
         if row["arm"] == "lora":
             if any(math.isclose(row["alpha"], c * math.sqrt(row["rank"])) for c in GRID):
                 loss = math.inf if row["diverged"] else row["val_loss"]
                 found.setdefault((int(row["rank"]), int(row["seed"])), {})[row["alpha"]] = loss
-    return {name: dict(sorted(curve.items())) for name, curve in sorted(found.items())}
+    whole = max(map(len, found.values()), default=0)
+    return {name: dict(sorted(curve.items())) for name, curve in sorted(found.items()) if len(curve) == whole}
 
 
 def usual(rows: list[dict], **own) -> list[dict]:

@@ -50,7 +50,7 @@ def main():
         except FileNotFoundError as error:
             found.append((script.__name__, f"not run: {error}", ""))
             continue
-        print(grid.report(script, rows))
+        print(grid.report(script, rows, args.quick))
         found += [(script.__name__, verdict, claim) for claim, verdict in script.findings(rows)]
     if args.plot_only:
         for path in READMES:

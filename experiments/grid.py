@@ -99,15 +99,15 @@ def run(script, quick: bool, plot_only: bool = False) -> list[dict]:
     return rows
 
 
-def report(script, rows: list[dict]) -> str:
+def report(script, rows: list[dict], quick: bool = False) -> str:
     """What the rows show, in Markdown: the tables, what became of the claims, and the cost."""
     claims = [f"- **{verdict}**: {claim}" for claim, verdict in script.findings(rows)]
-    cells = script.cells(False, rows)
+    cells = script.cells(quick, rows)
     names = list(cells[0])
     left = len({key(cell, names) for cell in cells} - {key(row, names) for row in rows})
     seconds = sum(row["seconds"] for row in rows if row.get("seconds", "") != "")
     cost = [f"\n{len(rows)} runs, {seconds / 3600:.1f} hours of one core"
-            + (f"; {left} runs of the full setting are not made yet." if left else ".")] if seconds else []
+            + (f"; {left} runs are not made yet." if left else ".")] if seconds else []
     return "\n".join([script.told(rows), "", *claims, *cost])
 
 
@@ -121,7 +121,7 @@ def command(script) -> None:
         rows = stoppable(lambda: run(script, args.quick, args.plot_only))
     except FileNotFoundError as error:
         parser.error(str(error))
-    print(report(script, rows))
+    print(report(script, rows, args.quick))
 
 
 def stoppable(work):

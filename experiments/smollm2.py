@@ -128,7 +128,7 @@ def told(rows: list[dict]) -> str:
         lines.append(f"| {title(**arm)} | {' | '.join(shown)} |")
     for words, rate_of in ((f"at {SHARED:g}", lambda arm: SHARED),
                            ("at its best rate", lambda arm: best_rate(rows, **arm))):
-        groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN}
+        groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN if tuned(rows, **arm)}
         lines += ["", f"| {words}, {min(map(len, groups.values()))} seeds | lr | validation loss | "
                   f"rms(ΔW)/lr at step 1 | drift ratio | loss on English, from {before['base_loss']:.3f} | "
                   f"pass@1 of {TEST}, % |", "|---|---|---|---|---|---|---|"]
@@ -152,6 +152,8 @@ def loss_at(rows: list[dict], lr: float, **arm) -> float:
 
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
     habit, rule = MAIN[1], next(arm for arm in MAIN if arm["alpha"] == 1024)
+    if not all(tuned(rows, **arm) for arm in MAIN):
+        return []
     full = loss_at(rows, SHARED, **FULL)
     found = [(f"at {SHARED:g} alpha = 256·√r ends within 5% of full fine-tuning's loss, and alpha = 2r does not",
               "holds" if loss_at(rows, SHARED, **rule) < 1.05 * full < loss_at(rows, SHARED, **habit)
@@ -173,6 +175,8 @@ def picture(rows: list[dict], path: Path) -> None:
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4))
     for arm, color in zip(MAIN, ["#000000", "#1f4e79", "#5b8db8", "#c1272d", "#e0a030"]):
         line = [(lr, row["val_loss"]) for lr, row in tuned(rows, **arm).items() if not row["diverged"]]
+        if not line:  # a sweep that was stopped
+            continue
         left.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2, label=title(**arm))
         right.plot(*zip(*[(row["val_loss"], row["base_loss"]) for row in grid.pick(rows, diverged=0, **arm)]), "o",
                    color=color, ms=4)
@@ -184,7 +188,8 @@ def picture(rows: list[dict], path: Path) -> None:
         if line:
             middle.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2)
             middle.annotate(f"rank {rank}", line[0], xytext=(4, 4), textcoords="offset points", fontsize=8, color=color)
-    middle.axhline(loss_at(rows, SHARED, **FULL), color="black", lw=0.8, ls=":")
+    if tuned(rows, **FULL):
+        middle.axhline(loss_at(rows, SHARED, **FULL), color="black", lw=0.8, ls=":")
     middle.set(xscale="log", xlabel="alpha", title=f"at {SHARED:g} (dotted: full fine-tuning)")
     right.axhline(before["base_loss"], color="#777777", lw=0.8, ls=":")
     right.set(xlabel="validation loss", ylabel="loss on English", title="learnt and forgotten (dotted: before)")

@@ -129,7 +129,7 @@ def told(rows: list[dict]) -> str:
     for words, rate_of in ((f"at {SHARED:g}", lambda arm: SHARED),
                            ("at its best rate", lambda arm: best_rate(rows, **arm))):
         groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN if tuned(rows, **arm)}
-        lines += ["", f"| {words}, {min(map(len, groups.values()))} seeds | lr | validation loss | "
+        lines += ["", f"| {words}, {min(map(len, groups.values()), default=0)} seeds | lr | validation loss | "
                   f"rms(ΔW)/lr at step 1 | drift ratio | loss on English, from {before['base_loss']:.3f} | "
                   f"pass@1 of {TEST}, % |", "|---|---|---|---|---|---|---|"]
         for name, group in groups.items():

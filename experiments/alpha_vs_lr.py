@@ -58,9 +58,10 @@ def select(rows: list[dict], **own) -> list[dict]:
 def slopes(rows: list[dict]) -> tuple[float, float, int]:
     """The exponents of alpha and of the learning rate in the drift ratio, by least squares on logarithms, over the runs
     that have learnt little (a loss above 0.7 of the highest), and how many they are: there B is still small."""
-    little = [row for row in select(rows, seed=0, diverged=0)]
-    little = [row for row in little if row["val_loss"] > 0.7 * max(r["val_loss"] for r in little)
-              and row["lr"] < AT]  # at large rates a high loss is one that rose
+    fine = select(rows, seed=0, diverged=0)
+    highest = max(row["val_loss"] for row in fine)
+    # At large rates a high loss is one that rose.
+    little = [row for row in fine if row["val_loss"] > 0.7 * highest and row["lr"] < AT]
     x = numpy.array([[1, math.log(row["alpha"]), math.log(row["lr"])] for row in little])
     y = numpy.log([row["drift_ratio"] for row in little])
     _, of_alpha, of_rate = numpy.linalg.lstsq(x, y, rcond=None)[0]
@@ -120,11 +121,11 @@ def told(rows: list[dict]) -> str:
               "| raised by | alpha: loss | rate: loss | alpha: drift ratio | rate: drift ratio | alpha: loss on the "
               "base's corpus | rate: the same |", "|---|---|---|---|---|---|---|"]
     by_rate = dict(route(rows, "lr"))
-    for factor, of_alpha in route(rows, "alpha"):
-        if of_rate := by_rate.get(factor):
-            pairs = [spread(of_alpha, "val_loss"), spread(of_rate, "val_loss"), f"{mean(of_alpha, 'drift_ratio'):.2g}",
-                     f"{mean(of_rate, 'drift_ratio'):.2g}", f"{mean(of_alpha, 'base_loss'):.3f}",
-                     f"{mean(of_rate, 'base_loss'):.3f}"]
+    for factor, raised in route(rows, "alpha"):
+        if other := by_rate.get(factor):
+            pairs = [spread(raised, "val_loss"), spread(other, "val_loss"), f"{mean(raised, 'drift_ratio'):.2g}",
+                     f"{mean(other, 'drift_ratio'):.2g}", f"{mean(raised, 'base_loss'):.3f}",
+                     f"{mean(other, 'base_loss'):.3f}"]
             lines.append(f"| ×{factor:g} | " + " | ".join(pairs) + " |")
     lines += ["", f"| loss at a rate of {AT:g} | LoRA+, alpha = 32, ratio k | alpha = k·32 | clipped at 1: LoRA+ | "
               "alpha = k·32 | steps clipped |", "|---|---|---|---|---|---|"]

@@ -109,8 +109,9 @@ def table(rows: list[dict], words: str, rate_of) -> str:
 
 def summary(rows: list[dict]) -> str:
     """One line an arm, at its own best rate and at the shared one."""
-    lines = [f"| rank {RANK}, 5 seeds | best of {len(RATES)} rates | validation loss | pass@1, % | rates within 10% of "
-             f"the best | validation loss at {SHARED:g} | pass@1, % |", "|---|---|---|---|---|---|---|"]
+    count = len(grid.pick(rows, arm="lora-alpha", lr=SHARED))
+    lines = [f"| rank {RANK}, {count} seeds | best of {len(RATES)} rates | validation loss | pass@1, % | rates within "
+             f"10% of the best | validation loss at {SHARED:g} | pass@1, % |", "|---|---|---|---|---|---|---|"]
     for arm, title in TITLES.items():
         best, shown = best_rate(rows, arm=arm), []
         for lr in (best, SHARED):

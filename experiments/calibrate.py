@@ -17,8 +17,8 @@ from pathlib import Path
 
 import finetune
 import grid  # puts the modules above this folder on the path
-import numpy
 from curvature import sharpness
+from rank_law import optimum
 
 from eval_pass1 import Parser, plain_output
 from lora_alpha import collate, epochs, evaluate, lora_layers, train
@@ -115,14 +115,9 @@ def cells(setting: dict, ranks: list[int], first: float, rows: list[dict]) -> li
 
 def fitted(whole: dict[float, float]) -> tuple[float, float, float, float]:
     """(c*, its loss, and from where to where the loss is at most 1 + LOSS times that), of the finished runs."""
-    c = [c for c in whole if math.isfinite(whole[c])]
-    i = c.index(min(c, key=whole.get))
-    if not 0 < i < len(c) - 1:  # a neighbour diverged
-        return c[i], whole[c[i]], c[i], c[i]
-    x, y = ([f(c[j]) for j in (i - 1, i, i + 1)] for f in (math.log, lambda c: math.log(whole[c])))
-    a, b, _ = numpy.polyfit([x[0] - x[1], 0, x[2] - x[1]], y, 2)
-    best, width = c[i] * math.exp(-b / (2 * a)), math.exp(math.sqrt(math.log1p(LOSS) / a))
-    return best, math.exp(y[1] - b * b / (4 * a)), best / width, best * width
+    best, loss, curvature = optimum(whole)
+    width = math.exp(math.sqrt(math.log1p(LOSS) / curvature))
+    return best, loss, best / width, best * width
 
 
 def told(rows: list[dict], ranks: list[int], steps: int) -> tuple[list[str], list[float]]:

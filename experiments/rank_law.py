@@ -92,8 +92,8 @@ def usual(rows: list[dict], **own) -> list[dict]:
     return grid.pick(rows, **{**dict(base="data/base", steps=statistics.mode(row["steps"] for row in rows)), **own})
 
 
-def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float] | None:
-    """(alpha*, loss there): the vertex of a parabola in log alpha through log loss, by least squares over the lowest
+def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float, float] | None:
+    """(alpha*, loss there, curvature): of a parabola in log alpha through log loss, by least squares over the lowest
     point of the grid and `beside` on each side of it. One: the loss rises steeply past its optimum, and points further
     off pull the vertex away. The lowest point itself where the next one diverged. None where it is at the grid's edge:
     the optimum is not inside."""
@@ -102,12 +102,11 @@ def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float] |
     if not 0 < lowest < len(alphas) - 1:
         return None
     if not math.isfinite(curve[alphas[lowest + 1]]):
-        return alphas[lowest], curve[alphas[lowest]]
-    alphas = [alpha for alpha in alphas if math.isfinite(curve[alpha])]
-    near = alphas[max(0, lowest - beside) : lowest + beside + 1]
+        return alphas[lowest], curve[alphas[lowest]], math.inf
+    near = [alpha for alpha in alphas[max(0, lowest - beside) : lowest + beside + 1] if math.isfinite(curve[alpha])]
     a, b, c = numpy.polyfit(numpy.log(numpy.array(near) / alphas[lowest]), numpy.log([curve[x] for x in near]), 2)
     vertex = -b / (2 * a)
-    return alphas[lowest] * math.exp(vertex), math.exp(c + b * vertex / 2)
+    return alphas[lowest] * math.exp(vertex), math.exp(c + b * vertex / 2), a
 
 
 def fitted(points: list[tuple[float, float]]) -> tuple[float, float]:
@@ -236,10 +235,12 @@ def told(rows: list[dict]) -> str:
 
 def law_in_words(rows: list[dict]) -> str:
     """The fit over all ranks, over those up to 32, and with the exponent 1/2."""
+    count = [len(alphas) for alphas in best_alphas(rows).values()]
     fit, low = law(rows), law([row for row in rows if row["rank"] <= 32])
     return ("The best alpha is {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; with the "
             "exponent 1/2, {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(*fit["c_interval"], *fit["p_interval"],
                                                                      *fit["root_c_interval"], **fit)
+            + f" Seeds a rank: {min(count)} to {max(count)}."
             + " Over ranks 1 to 32 alone (a cut made after seeing the points): "
             + "{c:.0f}·r^{p:.2f}, [{:.2f}, {:.2f}].".format(*low["p_interval"], **low))
 

@@ -165,7 +165,7 @@ def test_the_vertex_of_a_parabola_is_found(at, curvature, lowest):
     best = 64 * 2**at
     alphas = [8.0 * 2**k for k in range(7)]
     curve = {alpha: lowest * math.exp(curvature * math.log(alpha / best) ** 2) for alpha in alphas}
-    alpha, loss = rank_law.optimum(curve)
+    alpha, loss, _ = rank_law.optimum(curve)
     assert alpha == pytest.approx(best, rel=1e-6) and loss == pytest.approx(lowest, rel=1e-6)
     assert rank_law.optimum({alpha: alpha for alpha in curve}) is None
     cut = {alpha: loss if alpha < 400 else math.inf for alpha, loss in curve.items()}

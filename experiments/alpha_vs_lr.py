@@ -173,7 +173,7 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
                max(same) < 0.03),
               ("raising alpha from the habit and a small rate ends at a lower loss than raising the rate, every seed "
                "below every other", max(r["val_loss"] for r in by_alpha) < min(r["val_loss"] for r in by_rate))]
-    return [(claim, "holds" if true else "does not hold here") for claim, true in claims]
+    return [(claim, grid.verdict(true)) for claim, true in claims]
 
 
 def picture(rows: list[dict], path: Path) -> None:

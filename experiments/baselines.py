@@ -131,7 +131,7 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
             theirs = each(rows, arm, rate_of(arm), name)
             difference, half = mean([sign * (a - b) for a, b in zip(own, theirs)])
             found.append(difference + (0 if math.isnan(half) else half) < 0)
-        return verdict(found)
+        return grid.verdict(*found)
 
     def own(arm):
         return best_rate(rows, arm=arm)
@@ -139,14 +139,10 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     return [(f"at the shared rate {SHARED:g} LoRA-α ends below every other adapter",
              beats(lambda arm: SHARED, "val_loss", 1)),
             ("with every arm at its own best rate LoRA-α ends below every other adapter", beats(own, "val_loss", 1)),
-            ("and has the higher pass@1", beats(own, "pass1", -1)),
+            ("and its pass@1 is higher than theirs", beats(own, "pass1", -1)),
             ("more rates of the grid are within 10% of its best than for any other adapter",
-             verdict([within(rows, "lora-alpha") > within(rows, arm) for arm in others])),
+             grid.verdict(*(within(rows, "lora-alpha") > within(rows, arm) for arm in others))),
             ("LoRA-α at its best rate forgets more than the other adapters at theirs", beats(own, "base_loss", -1))]
-
-
-def verdict(each: list[bool]) -> str:
-    return "holds" if all(each) else f"holds against {sum(each)} of {len(each)}" if any(each) else "does not hold here"
 
 
 def picture(rows: list[dict], path: Path) -> None:

@@ -236,7 +236,7 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
                                                               for _, _, share, predicted in found)),
               ("the largest stable rate of gradient descent is 2/λmax, to a factor of 3",
                all(1 / 3 < ratio < 3 for ratio in settled))]
-    return [(claim, "holds" if true else "does not hold here") for claim, true in claims]
+    return [(claim, grid.verdict(true)) for claim, true in claims]
 
 
 def picture(rows: list[dict], path: Path) -> None:

@@ -111,6 +111,13 @@ def report(script, rows: list[dict], quick: bool = False) -> str:
     return "\n".join([script.told(rows), "", *claims, *cost])
 
 
+def verdict(*cases: bool) -> str:
+    """What became of a claim, from the cases that it was tried in."""
+    if not any(cases):
+        return "does not hold here"
+    return "holds" if all(cases) else f"holds in {sum(cases)} of {len(cases)} cases"
+
+
 def command(script) -> None:
     """A script's command line."""
     parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

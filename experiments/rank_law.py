@@ -253,15 +253,15 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     if len(best_alphas(rows)) < 3:
         return [("the best alpha grows more slowly than the rank", "too few ranks with the optimum inside the grid")]
     low, high = law(rows)["p_interval"]
-    found = [("the best alpha grows more slowly than the rank: p < 1", "holds" if high < 1 else "does not hold here"),
+    found = [("the best alpha grows more slowly than the rank: p < 1", grid.verdict(high < 1)),
              ("the best alpha follows the square root of the rank: 1/2 is within p's interval",
-              "holds" if low <= 0.5 <= high else "does not hold here")]
+              grid.verdict(low <= 0.5 <= high))]
     if means := shared(rows):
         found.append(("one c·√r loses less against the best alpha of each rank than any of the other rules",
-                      "holds" if next(iter(means)) not in RULES else "does not hold here"))
+                      grid.verdict(next(iter(means)) not in RULES)))
     if len(over_width(rows)) > 1:
         found.append(("c* grows as the square root of the width (exponent 0.25 to 0.75)",
-                      "holds" if 0.25 <= power(over_width(rows)) <= 0.75 else "does not hold here"))
+                      grid.verdict(0.25 <= power(over_width(rows)) <= 0.75)))
     return found
 
 

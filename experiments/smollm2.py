@@ -156,12 +156,11 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
         return []
     full = loss_at(rows, SHARED, **FULL)
     found = [(f"at {SHARED:g} alpha = 256·√r ends within 5% of full fine-tuning's loss, and alpha = 2r does not",
-              "holds" if loss_at(rows, SHARED, **rule) < 1.05 * full < loss_at(rows, SHARED, **habit)
-              else "does not hold here")]
+              grid.verdict(loss_at(rows, SHARED, **rule) < 1.05 * full < loss_at(rows, SHARED, **habit)))]
     if len(tuned(rows, **rule)) > 1:
         best = {arm["alpha"]: loss_at(rows, best_rate(rows, **arm), **arm) for arm in MAIN[1:]}
         found.append(("with every alpha at its own best rate alpha = 256·√r ends below alpha = 2r",
-                      "holds" if best[1024] < best[habit["alpha"]] else "does not hold here"))
+                      grid.verdict(best[1024] < best[habit["alpha"]])))
     return found
 
 

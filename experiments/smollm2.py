@@ -140,6 +140,21 @@ def told(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[dict]) -> str:
+    """One line an arm of rank 16, at its own best rate and at the shared one."""
+    before = next(row for row in rows if row["arm"] == "none")
+    lines = [f"| rank 16, mean (range) over {len(SEEDS)} seeds | best of {len(RATES)} rates | validation loss | "
+             f"pass@1 of {TEST}, % | validation loss at {SHARED:g} | pass@1 of {TEST}, % |",
+             "|---|---|---|---|---|---|",
+             f"| before | | {mean([before], 'val_loss')} | {pass1([before])} | | |"]
+    for arm in MAIN:
+        best = best_rate(rows, **arm)
+        shown = [f"{mean(group, 'val_loss')} | {pass1(group)}" for group in
+                 (grid.pick(rows, lr=lr, **arm) for lr in (best, SHARED))]
+        lines.append(f"| {title(**arm).removeprefix('rank 16, ')} | {best:g} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def tried(rows: list[dict]) -> list[dict]:
     """The arms of the rows, full fine-tuning first, then by rank and alpha."""
     each = {(row["arm"], row["rank"], row["alpha"]) for row in rows} - {("none", 0.0, 0.0)}
@@ -180,7 +195,8 @@ def picture(rows: list[dict], path: Path) -> None:
         right.plot(*zip(*[(row["val_loss"], row["base_loss"]) for row in grid.pick(rows, diverged=0, **arm)]), "o",
                    color=color, ms=4)
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="rank 16, 40 steps of 8 problems")
-    left.legend(frameon=False, fontsize=8)
+    if tuned(rows, **FULL):
+        left.legend(frameon=False, fontsize=8)
     for rank, color in ((4, "#5b8db8"), (16, "#1f4e79"), (64, "#7a5195")):
         line = sorted((row["alpha"], row["val_loss"])
                       for row in grid.pick(rows, arm="lora", rank=rank, lr=SHARED, seed=0, diverged=0))

@@ -18,6 +18,7 @@ from pathlib import Path
 import finetune
 import grid  # puts the modules above this folder on the path
 from finetune import best_rate, tuned
+from rank_law import optimum
 
 from eval_pass1 import encode_example, end_tokens, load_problems, wilson
 from hf import load_config, load_tokenizer
@@ -26,6 +27,7 @@ ROOT = grid.HERE.parent
 COLUMNS = finetune.COLUMNS
 BASE, DATA, LONGEST = "data/smollm2", "out/gsm8k-short", 128
 RATES, SHARED, SEEDS = [2e-5, 1e-4, 5e-4, 2e-3], 2e-5, [0, 1, 2]
+RANKS = [16, 4, 64]  # in this order
 TEST, QUICK = 100, dict(steps=2, batch=1, val=2)
 
 
@@ -63,14 +65,33 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
     found = [finetune.cell(**NONE, lr=SHARED, **size)]
     found += [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in MAIN]
     if all(len(tuned(rows, **arm)) == len(RATES) for arm in MAIN):
+        found += beyond(rows, 16, size)
         for seed in SEEDS[1:]:
             found += [finetune.cell(**arm, lr=lr, seed=seed, **size) for arm in MAIN
                       for lr in sorted({SHARED, best_rate(rows, **arm)})]
     if all(len(grid.pick(rows, lr=SHARED, **arm)) == len(SEEDS) for arm in MAIN):
-        for rank in (4, 64):
+        for rank in RANKS[1:]:
             others = [*arms(rank), dict(arm="lora", rank=rank, alpha=256 * math.sqrt(rank))]
             found += [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in others]
+            if all(tuned(rows, **arm) for arm in others):
+                found += beyond(rows, rank, size)
     return found
+
+
+def beyond(rows: list[dict], rank: int, size: dict) -> list[dict]:
+    """At the shared rate alpha goes on by factors of 4 until the best one is not the last."""
+    losses = at_shared(rows, rank)
+    further = [alpha for alpha in losses if alpha > 4096]
+    if min(losses, key=losses.get) == max(losses):
+        further.append(4 * max(losses))
+    return [finetune.cell(arm="lora", rank=rank, alpha=alpha, lr=SHARED, **size) for alpha in further]
+
+
+def at_shared(rows: list[dict], rank: int) -> dict[float, float]:
+    """{alpha: loss} of seed 0, by alpha."""
+    rows = grid.pick(rows, arm="lora", rank=rank, lr=SHARED, seed=0)
+    return {row["alpha"]: math.inf if row["diverged"] else row["val_loss"] for row in
+            sorted(rows, key=lambda row: row["alpha"])}
 
 
 def work(cell: dict) -> dict:
@@ -122,13 +143,19 @@ def told(rows: list[dict]) -> str:
              + " | ".join(f"{lr:g}" for lr in rates) + " |", "|---|" + "---|" * len(rates)]
     for arm in tried(rows):
         each = tuned(rows, **arm)
+        best = best_rate(rows, **arm) if len(each) > 1 else None
         shown = ["" if lr not in each else "diverged" if each[lr]["diverged"] else f"**{each[lr]['val_loss']:.3f}**"
-                 if lr == best_rate(rows, **arm) else f"{each[lr]['val_loss']:.3f}" for lr in rates]
+                 if lr == best else f"{each[lr]['val_loss']:.3f}" for lr in rates]
         lines.append(f"| {title(**arm)} | {' | '.join(shown)} |")
+    for rank in RANKS:
+        curve = at_shared(rows, rank)
+        if len(curve) > 2 and (best := optimum(curve)):
+            lines += ["", f"At {SHARED:g} and rank {rank} the best alpha is {best[0]:.0f}, which is "
+                      f"{best[0] / math.sqrt(rank):.0f}·√r, by a parabola; the loss there {best[1]:.3f}."]
     for words, rate_of in ((f"at {SHARED:g}", lambda arm: SHARED),
                            ("at its best rate", lambda arm: best_rate(rows, **arm))):
         groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN if tuned(rows, **arm)}
-        lines += ["", f"| {words}, {min(map(len, groups.values()), default=0)} seeds | lr | validation loss | "
+        lines += ["", f"| {words}; seeds: {min(map(len, groups.values()), default=0)} | lr | validation loss | "
                   f"rms(ΔW)/lr at step 1 | drift ratio | loss on English, from {before['base_loss']:.3f} | "
                   f"pass@1 of {TEST}, % |", "|---|---|---|---|---|---|---|"]
         for name, group in groups.items():
@@ -196,9 +223,8 @@ def picture(rows: list[dict], path: Path) -> None:
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="rank 16, 40 steps of 8 problems")
     if tuned(rows, **FULL):
         left.legend(frameon=False, fontsize=8)
-    for rank, color in ((4, "#5b8db8"), (16, "#1f4e79"), (64, "#7a5195")):
-        line = sorted((row["alpha"], row["val_loss"])
-                      for row in grid.pick(rows, arm="lora", rank=rank, lr=SHARED, seed=0, diverged=0))
+    for rank, color in zip(RANKS, ["#1f4e79", "#5b8db8", "#7a5195"]):
+        line = [(alpha, loss) for alpha, loss in at_shared(rows, rank).items() if math.isfinite(loss)]
         if line:
             middle.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2)
             middle.annotate(f"rank {rank}", line[0], xytext=(4, 4), textcoords="offset points", fontsize=8, color=color)

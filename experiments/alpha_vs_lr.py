@@ -118,15 +118,16 @@ def told(rows: list[dict]) -> str:
     lines += [f"In the {count} runs that have learnt little the drift ratio goes as "
               f"alpha^{of_alpha:.2f}·lr^{of_rate:.2f}.", "",
               f"From alpha = {START[0]:g} and a rate of {START[1]:g}, mean (range) over {seeds(rows)} seeds:", "",
-              "| raised by | alpha: loss | rate: loss | alpha: drift ratio | rate: drift ratio | alpha: loss on the "
-              "base's corpus | rate: the same |", "|---|---|---|---|---|---|---|"]
+              "| raised | validation loss | pass@1, % | signal, summed over the steps | drift ratio | "
+              "loss on the base's corpus |", "|---|---|---|---|---|---|"]
     by_rate = dict(route(rows, "lr"))
     for factor, raised in route(rows, "alpha"):
-        if other := by_rate.get(factor):
-            pairs = [spread(raised, "val_loss"), spread(other, "val_loss"), f"{mean(raised, 'drift_ratio'):.2g}",
-                     f"{mean(other, 'drift_ratio'):.2g}", f"{mean(raised, 'base_loss'):.3f}",
-                     f"{mean(other, 'base_loss'):.3f}"]
-            lines.append(f"| ×{factor:g} | " + " | ".join(pairs) + " |")
+        if factor in by_rate:
+            pair = [(f"alpha ×{factor:g}", raised), (f"rate ×{factor:g}", by_rate[factor])]
+            for name, group in pair if factor > 1 else [("neither", raised)]:
+                lines.append(f"| {name} | {spread(group, 'val_loss')} | {100 * mean(group, 'pass1'):.1f} | "
+                             f"{mean(group, 'signal'):.3g} | {mean(group, 'drift_ratio'):.2g} | "
+                             f"{mean(group, 'base_loss'):.3f} |")
     lines += ["", f"| loss at a rate of {AT:g} | LoRA+, alpha = 32, ratio k | alpha = k·32 | clipped at 1: LoRA+ | "
               "alpha = k·32 | steps clipped |", "|---|---|---|---|---|---|"]
     for ratio, pair in controls(rows):

@@ -17,6 +17,7 @@ from pathlib import Path
 import finetune
 import grid  # puts the modules above this folder on the path
 import numpy
+from rank_law import fitted, ridge
 
 COLUMNS = finetune.COLUMNS
 ALPHAS = [2.0 * 4**k for k in range(7)]
@@ -115,6 +116,13 @@ def told(rows: list[dict]) -> str:
     for name, words, digits in (("val_loss", "validation loss", ".3f"), ("drift_ratio", "mean drift ratio", ".1e")):
         lines += [*heat(select(rows, seed=0), name, words, digits), ""]
     of_alpha, of_rate, count = slopes(rows)
+    best_alpha = ridge(select(rows, seed=0))
+    if len(best_alpha) > 1:
+        _, power = fitted(list(best_alpha.items()))
+        lines += ["The best alpha, by a parabola as in the rank law, is "
+                  + ", ".join(f"{alpha:.0f} at {lr:.3g}" for lr, alpha in best_alpha.items())
+                  + f": it goes as lr^{power:.2f}. (A grid by factors of 4 puts it too low, as the loss rises steeply "
+                  "past it.)", ""]
     lines += [f"In the {count} runs that have learnt little the drift ratio goes as "
               f"alpha^{of_alpha:.2f}·lr^{of_rate:.2f}.", "",
               f"From alpha = {START[0]:g} and a rate of {START[1]:g}, mean (range) over {seeds(rows)} seeds:", "",

@@ -110,6 +110,17 @@ def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float, f
     return alphas[lowest] * math.exp(vertex), math.exp(c + b * vertex / 2), a
 
 
+def ridge(rows: list[dict]) -> dict[float, float]:
+    """{learning rate: best alpha}, of one seed's LoRA runs of one rank, where the optimum is inside the grid."""
+    found = {}
+    for lr in sorted({row["lr"] for row in rows}):
+        of_rate = sorted(grid.pick(rows, lr=lr), key=lambda row: row["alpha"])
+        curve = {row["alpha"]: math.inf if row["diverged"] else row["val_loss"] for row in of_rate}
+        if len(curve) > 2 and (best := optimum(curve)):
+            found[lr] = best[0]
+    return found
+
+
 def fitted(points: list[tuple[float, float]]) -> tuple[float, float]:
     """(coefficient, exponent) of the power law through (x, y), least squares on logarithms."""
     p, log_c = numpy.polyfit(*numpy.log(points).T, 1)

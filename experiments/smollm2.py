@@ -18,7 +18,7 @@ from pathlib import Path
 import finetune
 import grid  # puts the modules above this folder on the path
 from finetune import best_rate, tuned
-from rank_law import optimum
+from rank_law import fitted, ridge
 
 from eval_pass1 import encode_example, end_tokens, load_problems, wilson
 from hf import load_config, load_tokenizer
@@ -91,18 +91,18 @@ def beyond(rows: list[dict], arms: list[dict], size: dict) -> list[dict]:
         if best_rate(rows, **arm) == rates[-1]:
             found.append(finetune.cell(**arm, lr=4 * rates[-1], **size))
     rank = arms[-1]["rank"]
-    losses = at_shared(rows, rank)
-    further = [alpha for alpha in losses if alpha > 4096]
-    if min(losses, key=losses.get) == max(losses):
-        further.append(4 * max(losses))
+    shared = grid.pick(of_rank(rows, rank), lr=SHARED)
+    further = [row["alpha"] for row in shared if row["alpha"] > 4096]
+    largest, best = (max(shared, key=lambda row: row["alpha"]), min(grid.pick(shared, diverged=0),
+                                                                   key=lambda row: row["val_loss"]))
+    if best is largest:
+        further.append(4 * largest["alpha"])
     return found + [finetune.cell(arm="lora", rank=rank, alpha=alpha, lr=SHARED, **size) for alpha in further]
 
 
-def at_shared(rows: list[dict], rank: int) -> dict[float, float]:
-    """{alpha: loss} of seed 0, by alpha."""
-    rows = grid.pick(rows, arm="lora", rank=rank, lr=SHARED, seed=0)
-    return {row["alpha"]: math.inf if row["diverged"] else row["val_loss"] for row in
-            sorted(rows, key=lambda row: row["alpha"])}
+def of_rank(rows: list[dict], rank: int) -> list[dict]:
+    """The first seed's LoRA runs of a rank."""
+    return grid.pick(rows, arm="lora", rank=rank, seed=0)
 
 
 def work(cell: dict) -> dict:
@@ -158,11 +158,14 @@ def told(rows: list[dict]) -> str:
         shown = ["" if lr not in each else "diverged" if each[lr]["diverged"] else f"**{each[lr]['val_loss']:.3f}**"
                  if lr == best else f"{each[lr]['val_loss']:.3f}" for lr in rates]
         lines.append(f"| {title(**arm)} | {' | '.join(shown)} |")
-    for rank in RANKS:
-        curve = at_shared(rows, rank)
-        if len(curve) > 2 and (best := optimum(curve)):
-            lines += ["", f"At {SHARED:g} and rank {rank} the best alpha is {best[0]:.0f}, which is "
-                      f"{best[0] / math.sqrt(rank):.0f}·√r, by a parabola; the loss there {best[1]:.3f}."]
+    ridges = {rank: found for rank in sorted(RANKS) if (found := ridge(of_rank(rows, rank)))}
+    if ridges:
+        lines += ["", f"| best alpha (and c) at lr = | {' | '.join(f'{lr:g}' for lr in rates)} | it goes as |",
+                  "|---|" + "---|" * (len(rates) + 1)]
+    for rank, found in ridges.items():
+        shown = [f"{found[lr]:.0f} ({found[lr] / math.sqrt(rank):.0f})" if lr in found else "" for lr in rates]
+        power = f"lr^{fitted(list(found.items()))[1]:.2f}" if len(found) > 1 else ""
+        lines.append(f"| rank {rank} | {' | '.join(shown)} | {power} |")
     for words, rate_of in ((f"at {SHARED:g}", lambda arm: SHARED),
                            ("at its best rate", lambda arm: best_rate(rows, **arm))):
         groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN if tuned(rows, **arm)}
@@ -180,7 +183,8 @@ def told(rows: list[dict]) -> str:
 def summary(rows: list[dict]) -> str:
     """One line an arm of rank 16, at its own best rate and at the shared one."""
     before = next(row for row in rows if row["arm"] == "none")
-    lines = [f"| rank 16, mean (range) over {len(SEEDS)} seeds | best of {len(RATES)} rates | validation loss | "
+    count = min(len(grid.pick(rows, lr=SHARED, **arm)) for arm in MAIN)
+    lines = [f"| rank 16, mean (range), seeds: {count} | best of {len(RATES)} rates | validation loss | "
              f"pass@1 of {TEST}, % | validation loss at {SHARED:g} | pass@1 of {TEST}, % |",
              "|---|---|---|---|---|---|",
              f"| before | | {mean([before], 'val_loss')} | {pass1([before])} | | |"]
@@ -235,7 +239,8 @@ def picture(rows: list[dict], path: Path) -> None:
     if tuned(rows, **FULL):
         left.legend(frameon=False, fontsize=8)
     for rank, color in zip(RANKS, ["#1f4e79", "#5b8db8", "#7a5195"]):
-        line = [(alpha, loss) for alpha, loss in at_shared(rows, rank).items() if math.isfinite(loss)]
+        line = sorted((row["alpha"], row["val_loss"]) for row in
+                      grid.pick(of_rank(rows, rank), lr=SHARED, diverged=0))
         if line:
             middle.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2)
             middle.annotate(f"rank {rank}", line[0], xytext=(4, 4), textcoords="offset points", fontsize=8, color=color)

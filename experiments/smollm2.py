@@ -243,7 +243,8 @@ def picture(rows: list[dict], path: Path) -> None:
                       grid.pick(of_rank(rows, rank), lr=SHARED, diverged=0))
         if line:
             middle.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2)
-            middle.annotate(f"rank {rank}", line[-1], xytext=(-4, 6), textcoords="offset points", fontsize=8, color=color)
+            middle.annotate(f"rank {rank}", line[-1], xytext=(-4, 6), textcoords="offset points", fontsize=8,
+                            color=color)
     if tuned(rows, **FULL):
         middle.axhline(loss_at(rows, SHARED, **FULL), color="black", lw=0.8, ls=":")
     middle.set(xscale="log", xlabel="alpha", title=f"at {SHARED:g} (dotted: full fine-tuning)")

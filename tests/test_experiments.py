@@ -216,6 +216,32 @@ def test_baselines_have_equal_budgets():
     assert len({(cell["arm"], cell["alpha"], cell["lr_ratio"]) for cell in first}) == len(baselines.TITLES) + 1
 
 
+def test_smollm2_follows_the_best_and_no_seed_changes_what_is_tried():
+    """Played out on losses with a ridge at alpha·lr = 0.1: every arm has the four rates and goes on until its best rate
+    is not the last; alpha does at the shared rate; rank 16 has three seeds at the shared rate and at each arm's best;
+    and the plan of the whole still has every run that was made."""
+    rows, made = [], set()
+    while left := [cell for cell in smollm2.cells(False, rows) if grid.key(cell, cell) not in made]:
+        for cell in left:
+            made.add(grid.key(cell, cell))
+            product = cell["alpha"] * cell["lr"] if cell["arm"] == "lora" else 1000 * cell["lr"]
+            rows.append({**cell, "diverged": int(product > 30),
+                         "val_loss": math.log(max(product, 1e-9) / 0.1) ** 2 + 1e-3 * cell["seed"]})
+    assert {grid.key(cell, cell) for cell in smollm2.cells(False, rows)} == made
+    for rank in smollm2.RANKS:
+        for arm in smollm2.arms(rank):
+            rates = list(finetune.tuned(rows, **arm))
+            best = finetune.best_rate(rows, **arm)
+            assert rates[:4] == smollm2.RATES and best < rates[-1]
+            assert len(rates) == 4 or best == rates[-2]
+            if rank == 16:
+                assert {row["lr"] for row in rows if row["seed"] == 2 and row["alpha"] == arm["alpha"]} == {2e-5, best}
+        at_shared = grid.pick(rows, arm="lora", rank=rank, lr=2e-5, seed=0)
+        assert min(at_shared, key=lambda row: row["val_loss"])["alpha"] == 4096
+        assert max(row["alpha"] for row in at_shared) == 16384
+    assert smollm2.ridge(grid.pick(rows, rank=16, arm="lora", seed=0))[1e-4] == pytest.approx(1000, rel=0.3)
+
+
 def test_both_routes_have_equal_products():
     """Each point of the rate's route has a point of alpha's with the same alpha·lr, for every seed."""
     cells = [cell for cell in alpha_vs_lr.cells(False, []) if not cell["clip"] and cell["lr_ratio"] == 1]

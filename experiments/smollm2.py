@@ -214,10 +214,15 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     found = [(f"at {SHARED:g} alpha = 256·√r ends within 5% of full fine-tuning's loss, and alpha = 2r does not",
               grid.verdict(loss_at(rows, SHARED, **rule) < 1.05 * full < loss_at(rows, SHARED, **habit)))]
     if len(tuned(rows, **rule)) > 1:
-        best = {arm["alpha"]: loss_at(rows, best_rate(rows, **arm), **arm) for arm in MAIN[1:]}
-        found.append(("with every alpha at its own best rate alpha = 256·√r ends below alpha = 2r",
-                      grid.verdict(best[1024] < best[habit["alpha"]])))
+        ours, theirs = (grid.pick(rows, lr=best_rate(rows, **arm), **arm) for arm in (rule, habit))
+        found += [("with each at its best rate every seed of alpha = 256·√r ends below every one of alpha = 2r",
+                   grid.verdict(below(ours, theirs, "val_loss"))),
+                  ("and every one forgets more of the English", grid.verdict(below(theirs, ours, "base_loss")))]
     return found
+
+
+def below(rows: list[dict], others: list[dict], name: str) -> bool:
+    return max(row[name] for row in rows) < min(row[name] for row in others)
 
 
 def picture(rows: list[dict], path: Path) -> None:

@@ -1,7 +1,7 @@
 """The same question on a real pre-trained model: SmolLM2-135M on grade school problems.
 
     python data/smollm2/prepare.py; python data/gsm8k/prepare.py
-    python experiments/smollm2.py          five hours on two cores; finished cells are reused (--quick: two minutes)
+    python experiments/smollm2.py          four hours on two cores; finished cells are reused (--quick: two minutes)
 
 Full fine-tuning and LoRA at alpha of 2r, 256, 1024 and 4096 and ranks 4, 16 and 64, each at the rates 2e-5 (the shared
 small one), 1e-4, 5e-4 and 2e-3, and further where the best is the last: 40 steps of 8 problems of GSM8K, the loss on 48

@@ -213,10 +213,10 @@ def told(rows: list[dict]) -> str:
         best = [optimum(curve) for curve in mine.values()]
         inside = [b for b in best if b]
         at = [curve[alpha] for curve in mine.values() for alpha in curve if math.isclose(alpha, 256 * math.sqrt(rank))]
-        lines.append(f"| {rank} | {', '.join(f'{b[0]:.0f}' if b else 'at the edge' for b in best)} | "
-                     + (f"{statistics.geometric_mean(b[0] for b in inside) / math.sqrt(rank):.0f} | "
-                        f"{statistics.fmean(b[1] for b in inside):.3f}" if inside else " | ")
-                     + f" | {statistics.fmean(at):.3f} |" if at else " | |")
+        each = ", ".join(f"{b[0]:.0f}" if b else "at the edge" for b in best)
+        coefficient = f"{statistics.geometric_mean(b[0] for b in inside) / math.sqrt(rank):.0f}" if inside else ""
+        losses = [f"{statistics.fmean(values):.3f}" if values else "" for values in ([b[1] for b in inside], at)]
+        lines.append(f"| {rank} | {each} | {coefficient} | {' | '.join(losses)} |")
     if len(best_alphas(rows)) < 3:
         return "\n".join(lines)
     wide = fitted([(rank, statistics.geometric_mean(alphas)) for rank, alphas in best_alphas(rows, beside=2).items()])

@@ -92,6 +92,27 @@ def test_the_figures_of_the_text_are_the_csvs(path):
     assert everything.filled(text) == text
 
 
+def assert_tables_are_whole(text: str):
+    """Lines of Markdown tables that follow each other have as many cells."""
+    lines = text.splitlines()
+    for before, line in zip(lines, lines[1:]):
+        if before.startswith("|") and line.strip() and not line.startswith("<!--"):
+            assert line.startswith("|") and line.endswith("|") and line.count("|") == before.count("|"), line
+
+
+@pytest.mark.parametrize("path", everything.READMES, ids=lambda path: path.parent.name)
+def test_the_tables_are_whole(path):
+    assert_tables_are_whole(path.read_text(encoding="utf-8"))
+
+
+def test_the_quick_law_is_told():
+    """Three ranks and three alphas, the rule's not among them."""
+    rows = [{**cell, "diverged": 0, "val_loss": math.log(cell["alpha"] / 200) ** 2 + 1}
+            for cell in rank_law.cells(True, [])]
+    assert_tables_are_whole(rank_law.told(rows))
+    assert rank_law.told(rows).count("\n| ") == 3
+
+
 @pytest.mark.parametrize("script", [s for s in everything.SCRIPTS if (grid.HERE / f"{s.__name__}.csv").is_file()],
                          ids=lambda script: script.__name__)
 def test_the_picture_is_drawn_from_the_csv(script, tmp_path):

@@ -77,15 +77,16 @@ def work(cell: dict) -> dict:
 
 def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
     """{(rank, seed): {alpha: loss}} of the LoRA runs over the grid of c, the usual ones but for what is given. Those
-    whose grid is not complete yet are left out."""
-    found = {}
-    for row in usual(rows, **own):
-        if row["arm"] == "lora":
-            if any(math.isclose(row["alpha"], c * math.sqrt(row["rank"])) for c in GRID):
+    that lack a c of NEAR which other runs have are not complete yet, and left out."""
+    found, lora = {}, grid.pick(rows, arm="lora")
+    needed = {c for c in NEAR if any(math.isclose(row["alpha"], c * math.sqrt(row["rank"])) for row in lora)}
+    for row in grid.pick(usual(rows, **own), arm="lora"):
+        for c in GRID:
+            if math.isclose(row["alpha"], c * math.sqrt(row["rank"])):
                 loss = math.inf if row["diverged"] else row["val_loss"]
-                found.setdefault((int(row["rank"]), int(row["seed"])), {})[row["alpha"]] = loss
-    whole = {seed: max(len(curve) for (_, s), curve in found.items() if s == seed) for _, seed in found}
-    return {name: dict(sorted(curve.items())) for name, curve in sorted(found.items()) if len(curve) == whole[name[1]]}
+                found.setdefault((int(row["rank"]), int(row["seed"])), {})[c] = loss
+    return {(rank, seed): {c * math.sqrt(rank): loss for c, loss in sorted(curve.items())}
+            for (rank, seed), curve in sorted(found.items()) if needed <= set(curve)}
 
 
 def usual(rows: list[dict], **own) -> list[dict]:
@@ -225,7 +226,8 @@ def told(rows: list[dict]) -> str:
     means, each = shared(rows), regrets(rows)
     if means:
         ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
-        lines += ["", f"| loss above the lowest of the grid, % | rank {' | rank '.join(map(str, ranks))} | mean |",
+        lines += ["", f"The later seeds ran c = {NEAR[0]} to {NEAR[-1]} alone, so the other rows have one seed:", "",
+                  f"| loss above the lowest of the grid, % | rank {' | rank '.join(map(str, ranks))} | mean |",
                   "|---|" + "---|" * (len(ranks) + 1)]
         lines += [f"| {name} | " + " | ".join(f"{100 * each[name][r]:.0f}" for r in ranks) + f" | {100 * mean:.0f} |"
                   for name, mean in means.items()]

@@ -93,10 +93,9 @@ def beyond(rows: list[dict], arms: list[dict], size: dict) -> list[dict]:
     rank = arms[-1]["rank"]
     shared = grid.pick(of_rank(rows, rank), lr=SHARED)
     further = [row["alpha"] for row in shared if row["alpha"] > 4096]
-    largest, best = (max(shared, key=lambda row: row["alpha"]), min(grid.pick(shared, diverged=0),
-                                                                   key=lambda row: row["val_loss"]))
-    if best is largest:
-        further.append(4 * largest["alpha"])
+    largest = max(row["alpha"] for row in shared)
+    if min(grid.pick(shared, diverged=0), key=lambda row: row["val_loss"])["alpha"] == largest:
+        further.append(4 * largest)
     return found + [finetune.cell(arm="lora", rank=rank, alpha=alpha, lr=SHARED, **size) for alpha in further]
 
 

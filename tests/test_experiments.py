@@ -214,6 +214,17 @@ def test_the_law_is_recovered(p, c):
     assert low <= p <= high and high - low < 0.3
 
 
+def test_a_grid_that_is_not_complete_yet_is_left_out():
+    """Of a seed that was stopped, and of a number of steps that has one curve alone."""
+    rows = rows_of_a_law(0.5, 128.0)
+    longer = [{**row, "steps": 400} for row in grid.pick(rows, rank=16, seed=0)]
+    assert rank_law.over_steps(rows + longer)[400] == [pytest.approx(128)]
+    assert 400 not in rank_law.over_steps(rows + longer[:4])
+    last = grid.pick(rows, seed=2, rank=1)[-1]
+    assert (1, 2) in rank_law.curves(rows)
+    assert (1, 2) not in rank_law.curves([row for row in rows if row is not last and row["rank"] * row["seed"] <= 2])
+
+
 def test_regret_is_zero_for_the_rule_that_is_the_best():
     """With alpha* = 128·√r that rule loses nothing, alpha = 2r most where 2r is furthest from it."""
     means = rank_law.shared(rows_of_a_law(0.5, 128.0))

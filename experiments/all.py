@@ -12,13 +12,14 @@ import alpha_vs_lr
 import baselines
 import calibrate
 import curvature
+import gpu
 import grid
 import mlp
 import rank_law
 import smollm2
 
 READMES = [grid.HERE / "README.md", grid.HERE.parent / "README.md"]
-SCRIPTS = [curvature, mlp, alpha_vs_lr, rank_law, baselines, smollm2]
+SCRIPTS = [curvature, mlp, alpha_vs_lr, rank_law, baselines, gpu, smollm2]
 QUICK = ["--steps", "12", "--batch-size", "4", "--val-problems", "20", "--out", "out/experiments/calibrate.csv"]
 
 

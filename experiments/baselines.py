@@ -37,13 +37,17 @@ def cell(arm: str, lr: float, seed: int, **own) -> dict:
 
 
 def cells(quick: bool, rows: list[dict]) -> list[dict]:
+    if quick:
+        return plan(rows, [1e-3, 1e-2], [0], steps=8, batch=4, val=50)
+    return plan(rows, RATES, SEEDS)
+
+
+def plan(rows: list[dict], rates: list[float], seeds, shared=lambda rows: SHARED, **size) -> list[dict]:
     """The base as it is, the tuning, and once that is there the seeds at each arm's best rate and the shared one."""
-    size = dict(steps=8, batch=4, val=50) if quick else {}
-    rates, seeds = ([1e-3, 1e-2], [0]) if quick else (RATES, SEEDS)
     found = [cell("none", SHARED, 0, **size)] + [cell(arm, lr, 0, **size) for lr in rates for arm in TITLES]
     if all(len(tuned(rows, arm=arm)) == len(rates) for arm in TITLES):
         found += [cell(arm, lr, seed, **size) for seed in seeds[1:] for arm in TITLES
-                  for lr in (best_rate(rows, arm=arm), SHARED)]
+                  for lr in (best_rate(rows, arm=arm), shared(rows))]
     return found
 
 
@@ -81,7 +85,7 @@ def within(rows: list[dict], arm: str) -> int:
     return sum(loss <= 1.1 * min(losses) for loss in losses)
 
 
-def told(rows: list[dict]) -> str:
+def by_rate(rows: list[dict]) -> list[str]:
     rates = list(tuned(rows, arm="lora"))
     lines = [f"| validation loss, one seed, lr = | {' | '.join(f'{lr:g}' for lr in rates)} | within 10% of its best |",
              "|---|" + "---|" * (len(rates) + 1)]
@@ -89,6 +93,11 @@ def told(rows: list[dict]) -> str:
         shown = ["diverged" if row["diverged"] else f"**{row['val_loss']:.3f}**" if lr == best_rate(rows, arm=arm) else
                  f"{row['val_loss']:.3f}" for lr, row in tuned(rows, arm=arm).items()]
         lines.append(f"| {title} | {' | '.join(shown)} | {within(rows, arm)} of {len(rates)} |")
+    return lines
+
+
+def told(rows: list[dict]) -> str:
+    lines = by_rate(rows)
     for words, rate_of in (("at its best rate", lambda arm: best_rate(rows, arm=arm)),
                            (f"at {SHARED:g}", lambda arm: SHARED)):
         lines += ["", table(rows, words, rate_of)]
@@ -122,6 +131,10 @@ def summary(rows: list[dict]) -> str:
 
 
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
+    return compared(rows, SHARED)
+
+
+def compared(rows: list[dict], shared: float) -> list[tuple[str, str]]:
     """Compared seed by seed: below means that the 95% interval of the difference is."""
     others = [arm for arm in TITLES if arm not in ("lora-alpha", "full")]
 
@@ -136,13 +149,20 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     def own(arm):
         return best_rate(rows, arm=arm)
 
-    return [(f"at the shared rate {SHARED:g} LoRA-α ends below every other adapter",
-             beats(lambda arm: SHARED, "val_loss", 1)),
+    return [(f"at the shared rate {shared:g} LoRA-α ends below every other adapter",
+             beats(lambda arm: shared, "val_loss", 1)),
             ("with every arm at its own best rate LoRA-α ends below every other adapter", beats(own, "val_loss", 1)),
             ("and its pass@1 is higher than theirs", beats(own, "pass1", -1)),
             ("more rates of the grid are within 10% of its best than for any other adapter",
              grid.verdict(*(within(rows, "lora-alpha") > within(rows, arm) for arm in others))),
             ("LoRA-α at its best rate forgets more than the other adapters at theirs", beats(own, "base_loss", -1))]
+
+
+def draw_rates(ax, rows: list[dict]) -> None:
+    for arm, color in COLORS.items():
+        line = [(lr, row["val_loss"]) for lr, row in tuned(rows, arm=arm).items() if not row["diverged"]]
+        ax.plot(*zip(*line), "o-", color=color, ms=3.5, lw=1.6 if arm == "lora-alpha" else 1, label=TITLES[arm])
+    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="validation loss", title="one seed a rate")
 
 
 def picture(rows: list[dict], path: Path) -> None:
@@ -153,9 +173,8 @@ def picture(rows: list[dict], path: Path) -> None:
 
     before = next(row for row in rows if row["arm"] == "none")
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2))
+    draw_rates(left, rows)
     for arm, color in COLORS.items():
-        line = [(lr, row["val_loss"]) for lr, row in tuned(rows, arm=arm).items() if not row["diverged"]]
-        left.plot(*zip(*line), "o-", color=color, ms=3.5, lw=1.6 if arm == "lora-alpha" else 1, label=TITLES[arm])
         group = grid.pick(rows, arm=arm, lr=best_rate(rows, arm=arm))
         curves = [[float(x) for x in str(row["curve"]).split()] for row in group if row["curve"] != ""]
         means = [statistics.fmean(values) for values in zip(*curves)]
@@ -166,7 +185,6 @@ def picture(rows: list[dict], path: Path) -> None:
     right.axhline(before["base_loss"], color="#777777", lw=0.8, ls=":")
     right.annotate("before", (right.get_xlim()[1], before["base_loss"]), xytext=(-4, 4), textcoords="offset points",
                    ha="right", fontsize=8, color="#777777")
-    left.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="validation loss", title="one seed a rate")
     middle.set(yscale="log", xlabel="step", title="training loss at each one's best rate")
     right.set(xscale="log", xlabel="validation loss", ylabel="loss on the base's corpus", title="learnt and forgotten")
     fig.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=7, frameon=False, fontsize=8)

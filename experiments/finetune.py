@@ -20,10 +20,11 @@ from train import encode_all, first_step_ratio, load_data, parse_args, pissa_ini
 
 ROOT = grid.HERE.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NAME = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
 SETTING = dict(base="data/base", data="data/equations", arm="lora", rank=16, alpha=32.0, lr=1e-3, lr_ratio=1.0,
                clip=0.0, steps=200, batch=8, seed=0, val=300)
 FOUND = ["val_loss", "diverged", "first_step", "signal", "drift_ratio", "clipped", "base_loss", "pass1", "tested",
-         "seconds"]
+         "seconds", "device"]
 COLUMNS = [*SETTING, *FOUND]
 
 
@@ -54,7 +55,7 @@ def corpus(base: str) -> list:
     """What fine-tuning can forget: fresh problems of the corpus that data/base and its kin were pre-trained on; for
     any other model 16 rows of 256 tokens of English, Python's language reference as pydoc has it."""
     encoding = load_tokenizer(ROOT / base)
-    if base == "data/base" or base.startswith("out/widths/"):
+    if (ROOT / base / "base.tiktoken").is_file():
         return val_batches(encoding)
     tokens = torch.tensor(encoding.encode_ordinary("".join(topics.values()))[: 16 * 256 + 1])
     return [(tokens[:-1].view(-1, 256)[i : i + 4], tokens[1:].view(-1, 256)[i : i + 4]) for i in range(0, 16, 4)]
@@ -80,7 +81,7 @@ def finetune(cell: dict, drift: bool = False, forgetting: bool = False, test: in
     start = time.time()
     train_examples, held_out, problems = examples(cell["base"], cell["data"], cell["val"])
     model = made(cell)
-    found = dict(diverged=1)
+    found = dict(diverged=1, device=NAME)
     if lora_layers(model) and cell["arm"] != "pissa":  # PiSSA's B is not 0
         found["first_step"] = first_step_ratio(model) * cell["lr_ratio"]
     try:
@@ -101,6 +102,11 @@ def finetune(cell: dict, drift: bool = False, forgetting: bool = False, test: in
         found["pass1"] = pass1(solve(model, load_tokenizer(ROOT / cell["base"]), problems[:test]))["pass1"]
         found["tested"] = len(problems[:test])
     return dict(**found, seconds=time.time() - start)
+
+
+def on_gpu(cells: list[dict], rows: list[dict]) -> list[dict]:
+    """Cells that ask for a GPU: all of them where there is one, elsewhere those whose rows are there."""
+    return [cell for cell in cells if DEVICE == "cuda" or grid.pick(rows, **cell)]
 
 
 def tuned(rows: list[dict], **arm) -> dict[float, dict]:

@@ -105,9 +105,13 @@ def report(script, rows: list[dict], quick: bool = False) -> str:
     cells = script.cells(quick, rows)
     names = list(cells[0])
     left = len({key(cell, names) for cell in cells} - {key(row, names) for row in rows})
-    seconds = sum(row["seconds"] for row in rows if row.get("seconds", "") != "")
-    cost = [f"\n{len(rows)} runs, {seconds / 3600:.1f} hours of one core"
-            + (f"; {left} runs are not made yet." if left else ".")] if seconds else []
+    timed = [row for row in rows if row.get("seconds", "") != ""]
+    devices = {device: [row for row in timed if row.get("device", "cpu") == device]
+               for device in sorted({row.get("device", "cpu") for row in timed})}
+    each = [f"{sum(row['seconds'] for row in group) / 3600:.1f} hours of one core" if device == "cpu" else
+            f"{len(group)} of them on one {device}" for device, group in devices.items()]
+    cost = [f"\n{len(rows)} runs, {', '.join(reversed(each))}"
+            + (f"; {left} runs are not made yet." if left else ".")] if timed else []
     return "\n".join([script.told(rows), "", *claims, *cost])
 
 

@@ -6,8 +6,8 @@ data/base on data/equations, 200 steps of 8 problems, AdamW without decay and cl
 default, the best of full fine-tuning in first_table.py), alpha = c·√r over a grid of c. alpha*(r) is the vertex of a
 parabola in log alpha through the log of the loss around the lowest point; alpha* = c·r^p is fitted over the ranks,
 with an interval from a bootstrap over ranks and seeds. Then, with one loss against another: what other rules lose
-against the best alpha; c* over the width of the model, on bases pre-trained for it (into out/widths); and over the
-number of steps.
+against the best alpha; c* over the learning rate, the number of steps and the width of the model, on bases pre-trained
+for it (into out/widths, the two widest on a GPU only).
 """
 
 import math
@@ -21,6 +21,7 @@ import grid  # puts the modules above this folder on the path
 import numpy
 
 from data.base.prepare import pretrain
+from hf import copy_tokenizer
 
 ROOT = grid.HERE.parent
 COLUMNS = finetune.COLUMNS
@@ -29,8 +30,10 @@ GRID = [16, 32, 64, 128, 256, 512, 1024]  # c
 NEAR = GRID[1:-1]  # all that the first seed left in question at any rank
 SEEDS = [0, 1, 2]
 STEPS = [50, 400]  # beside SETTING's 200
+RATES = [3e-4, 3e-3]  # beside SETTING's 1e-3
 FULL_RATES = [3e-4, 1e-3, 3e-3, 1e-2]
 WIDTHS = [64, 128, 256, 512]  # two layers, pre-trained for 1,000 steps of 16 rows
+GPU_WIDTHS = [1024, 2048]
 RULES = {"alpha = 2r": lambda r: 2.0 * r, "alpha = 16": lambda r: 16.0, "alpha = 32": lambda r: 32.0,
          "rsLoRA, 16·√r": lambda r: 16 * math.sqrt(r)}
 
@@ -43,18 +46,24 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
     found += [finetune.cell(arm="full", rank=0, alpha=0.0, lr=lr) for lr in FULL_RATES]
     for steps in STEPS:
         found += over([16], GRID, SEEDS[:2], steps=steps)
+    for lr in RATES:
+        found += over([16], grid_at(lr, GRID), SEEDS[:2], lr=lr)
     for width in WIDTHS:
         found += over([16], GRID, SEEDS[:2], base=f"out/widths/{width}")
+    for width in GPU_WIDTHS:
+        found += finetune.on_gpu(over([16], GRID, SEEDS[:2], base=f"out/widths/{width}"), rows)
     return found
 
 
 def prepare(quick: bool) -> None:
     """The bases of several widths."""
-    for width in [] if quick else WIDTHS:
+    wider = GPU_WIDTHS if finetune.DEVICE == "cuda" else []
+    for width in [] if quick else WIDTHS + wider:
         folder, part = ROOT / f"out/widths/{width}", ROOT / f"out/widths/{width}-part"
         if not folder.is_dir():
             part.mkdir(parents=True, exist_ok=True)
-            pretrain(1000, 2e-3, part, width, 2)
+            copy_tokenizer(ROOT / "data/base", part)
+            pretrain(1000, 2e-3 * min(1, 512 / width), part, width, 2)
             part.rename(folder)
 
 
@@ -75,13 +84,20 @@ def work(cell: dict) -> dict:
 # ---- What it shows ---------------------------------------------------------------------------------------------------
 
 
+def grid_at(lr: float, grid: list[int]) -> list[float]:
+    """A grid of c that is meant for 1e-3, moved as the best alpha is, inversely to the rate, by whole factors of 2."""
+    return [c * 2.0 ** round(math.log2(1e-3 / lr)) for c in grid]
+
+
 def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
     """{(rank, seed): {alpha: loss}} of the LoRA runs over the grid of c, the usual ones but for what is given. Those
     that lack a c of NEAR which other runs have are not complete yet, and left out."""
-    found, lora = {}, grid.pick(rows, arm="lora")
-    needed = {c for c in NEAR if any(math.isclose(row["alpha"], c * math.sqrt(row["rank"])) for row in lora)}
-    for row in grid.pick(usual(rows, **own), arm="lora"):
-        for c in GRID:
+    found, lora = {}, at_one_rate(rows)
+    lr = lora[0]["lr"] if lora else 1e-3
+    needed = {c for c in grid_at(lr, NEAR)
+              if any(math.isclose(row["alpha"], c * math.sqrt(row["rank"])) for row in lora)}
+    for row in usual(lora, **own) if lora else []:
+        for c in grid_at(lr, GRID):
             if math.isclose(row["alpha"], c * math.sqrt(row["rank"])):
                 loss = math.inf if row["diverged"] else row["val_loss"]
                 found.setdefault((int(row["rank"]), int(row["seed"])), {})[c] = loss
@@ -89,9 +105,16 @@ def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
             for (rank, seed), curve in sorted(found.items()) if needed <= set(curve)}
 
 
+def at_one_rate(rows: list[dict]) -> list[dict]:
+    """The LoRA runs of the finding itself: those at the rate that most have."""
+    lora = grid.pick(rows, arm="lora")
+    return grid.pick(lora, lr=statistics.mode(row["lr"] for row in lora)) if lora else []
+
+
 def usual(rows: list[dict], **own) -> list[dict]:
     """The rows of the finding itself, or those that differ from them as is said."""
-    return grid.pick(rows, **{**dict(base="data/base", steps=statistics.mode(row["steps"] for row in rows)), **own})
+    of_most = {name: statistics.mode(row[name] for row in rows) for name in ("base", "steps")}
+    return grid.pick(rows, **{**of_most, **own})
 
 
 def optimum(curve: dict[float, float], beside: int = 1) -> tuple[float, float, float] | None:
@@ -168,10 +191,8 @@ def root_c(points) -> float:
 
 def regrets(rows: list[dict]) -> dict[str, dict[int, float]]:
     """{rule: {rank: its loss over the lowest of the grid at that rank, less 1}}, geometric means over the seeds."""
-    losses = {}
-    for row in usual(rows):
-        if row["arm"] == "lora":
-            losses[int(row["rank"]), int(row["seed"]), round(row["alpha"], 6)] = row["val_loss"]
+    losses = {(int(row["rank"]), int(row["seed"]), round(row["alpha"], 6)): row["val_loss"]
+              for row in usual(at_one_rate(rows))}
     found, grids = {}, curves(rows)
     rules = {**RULES, **{f"alpha = {c}·√r": lambda r, c=c: c * math.sqrt(r) for c in GRID[1:]}}
     for name, rule in rules.items():
@@ -196,7 +217,8 @@ def shared(rows: list[dict]) -> dict[str, float]:
 
 def over_width(rows: list[dict]) -> dict[int, list[float]]:
     """{width: c* of each seed} at rank 16."""
-    found = {width: best_alphas(rows, base=f"out/widths/{width}").get(16, []) for width in WIDTHS}
+    found = {width: best_alphas(rows, base=f"out/widths/{width}").get(16, [])
+             for width in WIDTHS + GPU_WIDTHS}
     return {width: [alpha / 4 for alpha in alphas] for width, alphas in found.items() if alphas}
 
 
@@ -206,7 +228,7 @@ def over_steps(rows: list[dict]) -> dict[int, list[float]]:
     return {steps: [alpha / 4 for alpha in alphas] for steps, alphas in found.items() if alphas}
 
 
-def told(rows: list[dict]) -> str:
+def by_rank(rows: list[dict]) -> list[str]:
     found = curves(rows)
     lines = ["| rank | alpha*, each seed | alpha*/√r, mean | loss at alpha* | at 256·√r |", "|---|---|---|---|---|"]
     for rank in sorted({rank for rank, _ in found}):
@@ -218,11 +240,43 @@ def told(rows: list[dict]) -> str:
         coefficient = f"{statistics.geometric_mean(b[0] for b in inside) / math.sqrt(rank):.0f}" if inside else ""
         losses = [f"{statistics.fmean(values):.3f}" if values else "" for values in ([b[1] for b in inside], at)]
         lines.append(f"| {rank} | {each} | {coefficient} | {' | '.join(losses)} |")
+    return lines
+
+
+def over_rates(rows: list[dict]) -> dict[float, list[float]]:
+    """{learning rate: c* of each seed} at rank 16 on data/base."""
+    found = {lr: best_alphas(usual(rows, lr=lr)).get(16, []) for lr in sorted([*RATES, 1e-3])}
+    return {lr: [alpha / 4 for alpha in alphas] for lr, alphas in found.items() if alphas}
+
+
+def sides(rows: list[dict]) -> tuple[float, dict[int, float], dict[int, float]]:
+    """A loss that every rank gets below, and the alpha of each rank at which the first seed's loss falls to it and at
+    which it rises to it again, between two points of the grid by a power law; ranks that begin below it left out."""
+    grids = {rank: curve for (rank, seed), curve in curves(rows).items() if seed == 0}
+    level, falls, rises = 1.1 * max(min(curve.values()) for curve in grids.values()), {}, {}
+    for rank, curve in grids.items():
+        points = list(curve.items())
+        for (alpha, loss), (next_alpha, next_loss) in zip(points, points[1:]):
+            if math.isfinite(next_loss) and (loss - level) * (next_loss - level) < 0:
+                share = math.log(level / loss) / math.log(next_loss / loss)
+                (falls if loss > level else rises)[rank] = alpha * (next_alpha / alpha) ** share
+    return level, falls, rises
+
+
+def sides_in_words(rows: list[dict]) -> str:
+    level, falls, rises = sides(rows)
+    words = [f"{verb} {level:.2f} goes as r^{fitted(list(side.items()))[1]:.2f} (ranks {min(side)} to {max(side)})"
+             for verb, side in (("falls to", falls), ("rises to", rises)) if len(side) > 2]
+    return "The alpha at which the loss " + ", that at which it ".join(words) + "." if words else ""
+
+
+def told(rows: list[dict]) -> str:
+    lines = by_rank(rows)
     if len(best_alphas(rows)) < 3:
         return "\n".join(lines)
     wide = fitted([(rank, statistics.geometric_mean(alphas)) for rank, alphas in best_alphas(rows, beside=2).items()])
     lines += ["", law_in_words(rows) + " By parabolas over two points on each side, which the steep side pulls down: "
-              f"{wide[0]:.0f}·r^{wide[1]:.2f}."]
+              f"{wide[0]:.0f}·r^{wide[1]:.2f}.", "", sides_in_words(rows)]
     means, each = shared(rows), regrets(rows)
     if means:
         ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
@@ -240,6 +294,10 @@ def told(rows: list[dict]) -> str:
         lines += [f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
                   for width, each in over_width(rows).items()]
         lines += ["", f"c* goes as width^{power(over_width(rows)):.2f}."]
+    if len(over_rates(rows)) > 1:
+        lines += ["", "| learning rate | c*, each seed |", "|---|---|"]
+        lines += [f"| {lr:g} | {', '.join(f'{c:.0f}' for c in each)} |" for lr, each in over_rates(rows).items()]
+        lines += ["", f"c* goes as lr^{power(over_rates(rows)):.2f}."]
     if len(over_steps(rows)) > 1:
         lines += ["", "| steps | c*, each seed |", "|---|---|"]
         lines += [f"| {steps} | {', '.join(f'{c:.0f}' for c in each)} |" for steps, each in over_steps(rows).items()]
@@ -279,13 +337,10 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     return found
 
 
-def picture(rows: list[dict], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
+def draw_curves(ax, rows: list[dict], scale) -> None:
+    """Loss over alpha/scale(rank), a line a rank, geometric means over the seeds."""
     import matplotlib.pyplot as plt
 
-    fig, ((over_alpha, collapsed), (of_rank, of_rest)) = plt.subplots(2, 2, figsize=(10, 7.6))
     found = curves(rows)
     ranks = sorted({rank for rank, _ in found})
     for i, rank in enumerate(ranks):
@@ -293,44 +348,63 @@ def picture(rows: list[dict], path: Path) -> None:
         mine = [curve for (r, _), curve in found.items() if r == rank]
         line = [(a, statistics.geometric_mean(curve[a] for curve in mine if a in curve)) for a in mine[0]
                 if all(math.isfinite(curve.get(a, 0)) for curve in mine)]
-        for ax, scale in ((over_alpha, 1), (collapsed, math.sqrt(rank))):
-            ax.plot([a / scale for a, _ in line], [loss for _, loss in line], color=color, lw=1.2)
-            for a, loss in line:
-                if math.isclose(a, 256 * math.sqrt(rank)):
-                    ax.plot(a / scale, loss, "o", color=color, ms=5)
-        over_alpha.annotate(f"{rank}", line[-1], xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
-                            color=color)
-    over_alpha.set(xscale="log", yscale="log", xlabel="alpha", ylabel="validation loss",
-                   title="loss over alpha, ranks 1 to 128 (● the rule, 256·√r)")
-    collapsed.set(xscale="log", yscale="log", xlabel="alpha/√r", title="the same over alpha/√r")
+        ax.plot([a / scale(rank) for a, _ in line], [loss for _, loss in line], color=color, lw=1.2)
+        for a, loss in line:
+            if math.isclose(a, 256 * math.sqrt(rank)):
+                ax.plot(a / scale(rank), loss, "o", color=color, ms=5)
+        ax.annotate(f"{rank}", (line[-1][0] / scale(rank), line[-1][1]), xytext=(4, 0), textcoords="offset points",
+                    va="center", fontsize=8, color=color)
+    ax.set(xscale="log", yscale="log", xlabel="alpha/√r")
+
+
+def draw_law(ax, rows: list[dict]) -> None:
+    """The best alpha of each rank and seed, and the law."""
     points = [(rank, alpha) for rank, alphas in best_alphas(rows).items() for alpha in alphas]
+    ranks = sorted({rank for rank, _ in curves(rows)})
     if len({rank for rank, _ in points}) > 2:
         fit = law(rows)
-        of_rank.plot(ranks, [fit["c"] * r ** fit["p"] for r in ranks], color="#c1272d", lw=1.2)
-        of_rank.text(0.04, 0.92, "best alpha = {c:.0f}·r^{p:.2f}".format(**fit), color="#c1272d",
-                     transform=of_rank.transAxes)
-    of_rank.plot(*zip(*points), "o", color="black", ms=4)
+        ax.plot(ranks, [fit["c"] * r ** fit["p"] for r in ranks], color="#c1272d", lw=1.2)
+        ax.text(0.04, 0.92, "best alpha = {c:.0f}·r^{p:.2f}".format(**fit), color="#c1272d", transform=ax.transAxes)
+    if points:
+        ax.plot(*zip(*points), "o", color="black", ms=4)
     for rule, place in ((lambda r: 256 * math.sqrt(r), "256·√r"), (lambda r: 2 * r, "2r")):
-        of_rank.plot(ranks, [rule(r) for r in ranks], color="#777777", lw=0.9, ls=":")
-        of_rank.annotate(place, (ranks[-1], rule(ranks[-1])), xytext=(-4, 5), textcoords="offset points", fontsize=8,
-                         ha="right", color="#777777")
-    of_rank.set(xscale="log", yscale="log", xlabel="rank", ylabel="best alpha", title="best alpha over the rank")
-    for groups, color, name in ((over_width(rows), "#1f4e79", "width"), (over_steps(rows), "#e0a030", "steps")):
+        ax.plot(ranks, [rule(r) for r in ranks], color="#777777", lw=0.9, ls=":")
+        ax.annotate(place, (ranks[-1], rule(ranks[-1])), xytext=(-4, 5), textcoords="offset points", fontsize=8,
+                    ha="right", color="#777777")
+    ax.margins(y=0.12)
+    ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="best alpha", title="best alpha over the rank")
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ((over_alpha, collapsed), (of_rank, of_rest)) = plt.subplots(2, 2, figsize=(10, 7.6))
+    draw_curves(over_alpha, rows, lambda rank: 1)
+    over_alpha.set(xlabel="alpha", ylabel="validation loss",
+                   title="loss over alpha, ranks 1 to 128 (● the rule, 256·√r)")
+    draw_curves(collapsed, rows, math.sqrt)
+    collapsed.set(title="the same over alpha/√r")
+    draw_law(of_rank, rows)
+    for groups, color, name in ((over_width(rows), "#1f4e79", "width"), (over_steps(rows), "#b07000", "steps")):
         means = [(x, statistics.geometric_mean(each)) for x, each in groups.items()]
         if means:
             of_rest.plot(*zip(*means), "o-", color=color, ms=4, lw=1.2)
-            of_rest.annotate(f"over {name}", means[-1], xytext=(4, 6), textcoords="offset points", color=color,
-                             ha="right")
-    of_rest.plot(WIDTHS, [math.sqrt(3 * n) for n in WIDTHS], color="#1f4e79", lw=0.9, ls=":")
-    of_rest.annotate("√(3n)", (WIDTHS[-1], math.sqrt(3 * WIDTHS[-1])), xytext=(4, 0), textcoords="offset points",
-                     fontsize=8, color="#1f4e79")
+            of_rest.annotate(f"over {name}", means[0], xytext=(0, 7), textcoords="offset points", color=color)
+    widths = list(over_width(rows)) or WIDTHS
+    of_rest.plot(widths, [math.sqrt(3 * n) for n in widths], color="#1f4e79", lw=0.9, ls=":")
+    of_rest.annotate("√(3n)", (widths[-1], math.sqrt(3 * widths[-1])), xytext=(0, 6), textcoords="offset points",
+                     fontsize=8, color="#1f4e79", ha="right")
     of_rest.set(xscale="log", yscale="log", xlabel="width n, or steps", ylabel="best c at rank 16",
                 title="best c over the width and over the steps")
-    of_rest.set_xticks([64, 128, 256, 512], ["64", "128", "256", "512"])
+    of_rest.set_ylim(10, 400)
+    of_rest.set_xticks(WIDTHS + GPU_WIDTHS, map(str, WIDTHS + GPU_WIDTHS))
     of_rest.minorticks_off()
     of_rest.set_visible(len(over_width(rows)) > 1 or len(over_steps(rows)) > 1)
     fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    fig.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 Full fine-tuning and LoRA at alpha of 2r, 256, 1024 and 4096 and ranks 4, 16 and 64, each at the rates 2e-5 (the shared
 small one), 1e-4, 5e-4 and 2e-3, and further where the best is the last: 40 steps of 8 problems of GSM8K, the loss on 48
 held-out ones. At rank 16 three seeds at the shared rate and at each one's best, the second with pass@1 on 100 test
-problems. Problems of at most 128 tokens, so that a run takes minutes. Forgetting: the rise of the loss on English,
-Python's language reference. A run whose loss at a step is above twice that of the first has diverged, and is stopped.
+problems; on a GPU the same of 200 steps, with 400 test problems. Problems of at most 128 tokens, so that a run takes
+minutes. Forgetting: the rise of the loss on English, Python's language reference. A run whose loss at a step is above
+twice that of the first has diverged, and is stopped.
 """
 
 import math
@@ -29,6 +30,7 @@ BASE, DATA, LONGEST = "data/smollm2", "out/gsm8k-short", 128
 RATES, SHARED, SEEDS = [2e-5, 1e-4, 5e-4, 2e-3], 2e-5, [0, 1, 2]
 RANKS = [16, 4, 64]  # in this order
 TEST, QUICK = 100, dict(steps=2, batch=1, val=2)
+STEPS, LONG, LONG_TEST = 40, 200, 400
 
 
 def prepare(quick: bool) -> None:
@@ -59,23 +61,34 @@ MAIN = [FULL, *arms(16)]  # 1024 is the rule's
 
 def cells(quick: bool, rows: list[dict]) -> list[dict]:
     """All rates at rank 16, then the seeds at the shared rate and at each arm's best, then the other ranks."""
-    size = dict(base=BASE, data=DATA, steps=40, val=48)
+    size = dict(base=BASE, data=DATA, steps=STEPS, val=48)
     if quick:
         return [finetune.cell(**arm, lr=SHARED, **{**size, **QUICK}) for arm in (NONE, *MAIN)]
-    found = [finetune.cell(**NONE, lr=SHARED, **size)]
-    found += [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in MAIN]
+    short = of_steps(rows, STEPS)
+    found = [finetune.cell(**NONE, lr=SHARED, **size)] + whole(short, size)
+    if there(rows, found):
+        for rank in RANKS[1:]:
+            others = [*arms(rank), dict(arm="lora", rank=rank, alpha=256 * math.sqrt(rank))]
+            found += [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in others]
+            found += beyond(short, others, size) if there(rows, found) else []
+    return found + finetune.on_gpu(whole(of_steps(rows, LONG), {**size, "steps": LONG}), rows)
+
+
+def whole(rows: list[dict], size: dict) -> list[dict]:
+    """Rank 16: all rates, further where the best is the last, then the seeds."""
+    found = [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in MAIN]
     if there(rows, found):
         found += beyond(rows, MAIN, size)
     if there(rows, found):
         for seed in SEEDS[1:]:
             found += [finetune.cell(**arm, lr=lr, seed=seed, **size) for arm in MAIN
                       for lr in sorted({SHARED, best_rate(rows, **arm)})]
-    if there(rows, found):
-        for rank in RANKS[1:]:
-            others = [*arms(rank), dict(arm="lora", rank=rank, alpha=256 * math.sqrt(rank))]
-            found += [finetune.cell(**arm, lr=lr, **size) for lr in RATES for arm in others]
-            found += beyond(rows, others, size) if there(rows, found) else []
     return found
+
+
+def of_steps(rows: list[dict], steps: int) -> list[dict]:
+    """The rows of so many steps, and of none: the model as it is."""
+    return [row for row in rows if row["steps"] == steps or row["arm"] == "none"]
 
 
 def there(rows: list[dict], cells: list[dict]) -> bool:
@@ -105,7 +118,8 @@ def of_rank(rows: list[dict], rank: int) -> list[dict]:
 
 
 def work(cell: dict) -> dict:
-    test = TEST if cell["seed"] == 1 or cell["arm"] == "none" and cell["val"] > 2 else 0  # one seed: it takes minutes
+    test = TEST if cell["steps"] <= STEPS else LONG_TEST
+    test *= cell["seed"] == 1 or cell["arm"] == "none" and cell["val"] > 2  # one seed: it takes minutes
     return finetune.finetune(cell, drift=cell["arm"] == "lora", forgetting=True, test=test, log=Watch())
 
 
@@ -147,6 +161,13 @@ def pass1(rows: list[dict]) -> str:
 
 
 def told(rows: list[dict]) -> str:
+    lines = [f"{STEPS} steps:", "", *tables(of_steps(rows, min(row["steps"] for row in rows)), TEST)]
+    if long := grid.pick(rows, steps=LONG):
+        lines += ["", f"{LONG} steps, on an {long[0]['device']}:", "", *tables(of_steps(rows, LONG), LONG_TEST)]
+    return "\n".join(lines)
+
+
+def tables(rows: list[dict], tested: int) -> list[str]:
     before = next(row for row in rows if row["arm"] == "none")
     rates = sorted({row["lr"] for row in rows})
     lines = [f"| validation loss, from {before['val_loss']:.3f}, one seed, lr = | "
@@ -158,40 +179,52 @@ def told(rows: list[dict]) -> str:
                  if lr == best else f"{each[lr]['val_loss']:.3f}" for lr in rates]
         lines.append(f"| {title(**arm)} | {' | '.join(shown)} |")
     ridges = {rank: found for rank in sorted(RANKS) if (found := ridge(of_rank(rows, rank)))}
+    inside = sorted({lr for found in ridges.values() for lr in found})
     if ridges:
-        lines += ["", f"| best alpha (and c) at lr = | {' | '.join(f'{lr:g}' for lr in rates)} | it goes as |",
-                  "|---|" + "---|" * (len(rates) + 1)]
+        lines += ["", f"| best alpha (and c) at lr = | {' | '.join(f'{lr:g}' for lr in inside)} | it goes as |",
+                  "|---|" + "---|" * (len(inside) + 1)]
     for rank, found in ridges.items():
-        shown = [f"{found[lr]:.0f} ({found[lr] / math.sqrt(rank):.0f})" if lr in found else "" for lr in rates]
+        shown = [f"{found[lr]:.0f} ({found[lr] / math.sqrt(rank):.0f})" if lr in found else "" for lr in inside]
         power = f"lr^{fitted(list(found.items()))[1]:.2f}" if len(found) > 1 else ""
         lines.append(f"| rank {rank} | {' | '.join(shown)} | {power} |")
+    if len(ridges) > 1:
+        lines.append(f"| it goes as | {' | '.join(f'r^{p:.2f}' for p in over_ranks(ridges, inside))} | |")
     for words, rate_of in ((f"at {SHARED:g}", lambda arm: SHARED),
                            ("at its best rate", lambda arm: best_rate(rows, **arm))):
         groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN if tuned(rows, **arm)}
         lines += ["", f"| {words}; seeds: {min(map(len, groups.values()), default=0)} | lr | validation loss | "
                   f"rms(ΔW)/lr at step 1 | drift ratio | loss on English, from {before['base_loss']:.3f} | "
-                  f"pass@1 of {TEST}, % |", "|---|---|---|---|---|---|---|"]
+                  f"pass@1 of {tested}, % |", "|---|---|---|---|---|---|---|"]
         for name, group in groups.items():
             first = group[:1]  # the seeds differ little in these
             lines.append(f"| {name} | {group[0]['lr']:g} | {mean(group, 'val_loss')} | "
                          f"{mean(first, 'first_step', '.2f')} | {mean(first, 'drift_ratio', '.2g')} | "
                          f"{mean(group, 'base_loss')} | {pass1(group)} |")
-    return "\n".join(lines)
+    return lines
+
+
+def over_ranks(ridges: dict[int, dict[float, float]], rates: list[float]) -> list[float]:
+    """The exponent of the best alpha over the rank at each rate, not a number where fewer than two ranks have one."""
+    points = [[(rank, found[lr]) for rank, found in ridges.items() if lr in found] for lr in rates]
+    return [fitted(of_rate)[1] if len(of_rate) > 1 else math.nan for of_rate in points]
 
 
 def summary(rows: list[dict]) -> str:
-    """One line an arm of rank 16, at its own best rate and at the shared one."""
+    """One line an arm of rank 16: 40 and 200 steps, each at the shared rate and at its best."""
     before = next(row for row in rows if row["arm"] == "none")
-    count = min(len(grid.pick(rows, lr=SHARED, **arm)) for arm in MAIN)
-    lines = [f"| rank 16, mean (range), seeds: {count} | best of {len(RATES)} rates | validation loss | "
-             f"pass@1 of {TEST}, % | validation loss at {SHARED:g} | pass@1 of {TEST}, % |",
-             "|---|---|---|---|---|---|",
-             f"| before | | {mean([before], 'val_loss')} | {pass1([before])} | | |"]
+    lengths = [(STEPS, TEST), (LONG, LONG_TEST)]
+    lines = ["| rank 16, mean (range) of three seeds |" + "".join(
+        f" {steps} steps, loss at {SHARED:g} | at its best rate | pass@1 of {test}, % |" for steps, test in lengths),
+             "|---|" + "---|" * 3 * len(lengths),
+             f"| before | {mean([before], 'val_loss')} | | {pass1([before])} | | | |"]
     for arm in MAIN:
-        best = best_rate(rows, **arm)
-        shown = [f"{mean(group, 'val_loss')} | {pass1(group)}" for group in
-                 (grid.pick(rows, lr=lr, **arm) for lr in (best, SHARED))]
-        lines.append(f"| {title(**arm).removeprefix('rank 16, ')} | {best:g} | {' | '.join(shown)} |")
+        shown = []
+        for steps, _ in lengths:
+            of_length = of_steps(rows, steps)
+            best = best_rate(of_length, **arm)
+            small, tuned_to = (grid.pick(of_length, lr=lr, **arm) for lr in (SHARED, best))
+            shown.append(f"{mean(small, 'val_loss')} | {mean(tuned_to, 'val_loss')} at {best:g} | {pass1(tuned_to)}")
+        lines.append(f"| {title(**arm).removeprefix('rank 16, ')} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -206,17 +239,30 @@ def loss_at(rows: list[dict], lr: float, **arm) -> float:
 
 
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
+    """Of both numbers of steps, where both are there."""
     habit, rule = MAIN[1], next(arm for arm in MAIN if arm["alpha"] == 1024)
-    if not all(tuned(rows, **arm) for arm in MAIN):
+    lengths = [of_length for steps in sorted({row["steps"] for row in rows if row["arm"] != "none"})
+               if all(tuned(of_length := of_steps(rows, steps), **arm) for arm in MAIN)]
+    if not lengths:
         return []
-    full = loss_at(rows, SHARED, **FULL)
+    near = []
+    for of_length in lengths:
+        full, ours, theirs = (loss_at(of_length, SHARED, **arm) for arm in (FULL, rule, habit))
+        near.append(ours < 1.05 * full < theirs)
     found = [(f"at {SHARED:g} alpha = 256·√r ends within 5% of full fine-tuning's loss, and alpha = 2r does not",
-              grid.verdict(loss_at(rows, SHARED, **rule) < 1.05 * full < loss_at(rows, SHARED, **habit)))]
-    if len(tuned(rows, **rule)) > 1:
-        ours, theirs = (grid.pick(rows, lr=best_rate(rows, **arm), **arm) for arm in (rule, habit))
+              grid.verdict(*near))]
+    if len(tuned(lengths[0], **rule)) > 1:
+        pairs = [[grid.pick(of_length, lr=best_rate(of_length, **arm), **arm) for arm in (rule, habit)]
+                 for of_length in lengths]
         found += [("with each at its best rate every seed of alpha = 256·√r ends below every one of alpha = 2r",
-                   grid.verdict(below(ours, theirs, "val_loss"))),
-                  ("and every one forgets more of the English", grid.verdict(below(theirs, ours, "base_loss")))]
+                   grid.verdict(*(below(ours, theirs, "val_loss") for ours, theirs in pairs))),
+                  ("and every one forgets more of the English",
+                   grid.verdict(*(below(theirs, ours, "base_loss") for ours, theirs in pairs)))]
+    ridges = {rank: ridge(of_rank(lengths[0], rank)) for rank in RANKS}
+    if all(ridges.values()):
+        powers = over_ranks(ridges, sorted(set.intersection(*map(set, ridges.values()))))
+        found.append((f"the best alpha grows as the square root of the rank (exponent 0.25 to 0.75) in {STEPS} steps, "
+                      "at each rate", grid.verdict(*(0.25 <= p <= 0.75 for p in powers))))
     return found
 
 
@@ -231,29 +277,39 @@ def picture(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     before = next(row for row in rows if row["arm"] == "none")
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4))
-    for arm, color in zip(MAIN, ["#000000", "#1f4e79", "#5b8db8", "#c1272d", "#e0a030"]):
-        line = [(lr, row["val_loss"]) for lr, row in tuned(rows, **arm).items() if not row["diverged"]]
-        if not line:  # a sweep that was stopped
-            continue
-        left.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2, label=title(**arm))
-        right.plot(*zip(*[(row["val_loss"], row["base_loss"]) for row in grid.pick(rows, diverged=0, **arm)]), "o",
-                   color=color, ms=4)
-    left.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="rank 16, 40 steps of 8 problems")
-    if tuned(rows, **FULL):
-        left.legend(frameon=False, fontsize=8)
-    for rank, color in zip(RANKS, ["#1f4e79", "#5b8db8", "#7a5195"]):
+    lengths = sorted({row["steps"] for row in rows if row["arm"] != "none"})
+    colors = ["#000000", "#1f4e79", "#5b8db8", "#c1272d", "#e0a030"]
+    fig, ((left, long), (middle, right)) = plt.subplots(2, 2, figsize=(10, 7.6))
+    for ax, steps in zip((left, long), lengths):
+        for arm, color in zip(MAIN, colors):
+            line = [(lr, row["val_loss"]) for lr, row in tuned(of_steps(rows, steps), **arm).items()
+                    if not row["diverged"]]
+            if line:  # none in a sweep that was stopped
+                ax.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2, label=title(**arm).removeprefix("rank 16, "))
+        ax.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title=f"rank 16, {steps:g} steps of 8")
+        ax.legend(frameon=False, fontsize=8)
+    long.set_visible(len(lengths) > 1)
+    short = of_steps(rows, lengths[0])
+    for rank, color in zip(RANKS, ["#1f4e79", "#e0a030", "#7a5195"]):
         line = sorted((row["alpha"], row["val_loss"]) for row in
-                      grid.pick(of_rank(rows, rank), lr=SHARED, diverged=0))
+                      grid.pick(of_rank(short, rank), lr=SHARED, diverged=0))
         if line:
             middle.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2)
-            middle.annotate(f"rank {rank}", line[-1], xytext=(-4, 6), textcoords="offset points", fontsize=8,
+            middle.annotate(f"rank {rank}", line[0], xytext=(6, 0), textcoords="offset points", fontsize=8,
                             color=color)
-    if tuned(rows, **FULL):
-        middle.axhline(loss_at(rows, SHARED, **FULL), color="black", lw=0.8, ls=":")
-    middle.set(xscale="log", xlabel="alpha", title=f"at {SHARED:g} (dotted: full fine-tuning)")
+    if tuned(short, **FULL):
+        middle.axhline(loss_at(short, SHARED, **FULL), color="black", lw=0.8, ls=":")
+    middle.set(xscale="log", xlabel="alpha", ylabel="validation loss",
+               title=f"{lengths[0]:g} steps at {SHARED:g} (dotted: full fine-tuning)")
+    for steps, mark in zip(lengths, "ox"):
+        for arm, color in zip(MAIN[1:], colors[1:]):
+            right.plot(*zip(*[(row["alpha"] * row["lr"], row["base_loss"]) for row in
+                              grid.pick(rows, steps=steps, diverged=0, **arm)]), mark, color=color, ms=4)
     right.axhline(before["base_loss"], color="#777777", lw=0.8, ls=":")
-    right.set(xlabel="validation loss", ylabel="loss on English", title="learnt and forgotten (dotted: before)")
+    right.set(xscale="log", yscale="log", xlabel="alpha · learning rate", ylabel="loss on English",
+              title="forgotten (● 40 steps, × 200; dotted: before)")
+    right.set_yticks([3, 4, 5, 6], ["3", "4", "5", "6"])
+    right.minorticks_off()
     fig.tight_layout()
     fig.savefig(path, dpi=130)
 

@@ -18,8 +18,9 @@ import train
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
-NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "finetune", "grid", "mlp", "rank_law", "smollm2"]
-(everything, alpha_vs_lr, baselines, calibrate, curvature, finetune, grid, mlp, rank_law,
+NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "finetune", "gpu", "grid", "mlp", "rank_law",
+         "smollm2"]
+(everything, alpha_vs_lr, baselines, calibrate, curvature, finetune, gpu, grid, mlp, rank_law,
  smollm2) = (importlib.import_module(name) for name in NAMES)
 
 

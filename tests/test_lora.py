@@ -320,6 +320,29 @@ def test_first_step_matches_the_prediction(n, r, rule):
     assert bound < 0.17  # enough to tell s = alpha/r from alpha/√r at r = 4 and more
 
 
+@pytest.mark.parametrize("r", [1, 4, 16, 64])
+def test_the_first_step_gains_alpha_times_the_rate_at_every_rank(r):
+    """AdamW's first step lowers a loss whose gradient in W is G by alpha·lr times the mean of ‖G·a‖₁ over A's rows a:
+    the rank cancels, though the step's size, (alpha/√r)/√(3n), has its root.
+
+    B becomes -lr·sign(G·Aᵀ), so the loss changes by s·⟨G, B·A⟩ = -(alpha/r)·lr·Σ‖G·a‖₁. A normal G has a mean of
+    m·√(2/π)·√(n·1/(3n)) for it, with a deviation of √(π/2 - 1)/√(r·m) of that, of which five.
+    """
+    m, n, alpha, lr = 512, 512, 300.0, 1e-5
+    torch.manual_seed(r)
+    layer = LoRALinear(linear(m, n, r), r, alpha, dtype=torch.float64)
+    G = torch.randn(m, n, generator=generator(r + 1), dtype=torch.float64)
+    opt = torch.optim.AdamW([layer.lora_A, layer.lora_B], lr=lr, eps=1e-12, weight_decay=0.0)
+    eye, A = torch.eye(n, dtype=torch.float64), layer.lora_A.detach().clone()
+    before = (G.T * layer(eye)).sum()
+    before.backward()
+    opt.step()
+    gain = (before - (G.T * layer(eye)).sum()).item() / (alpha * lr)
+    assert gain == pytest.approx((G @ A.T).abs().sum(0).mean().item(), rel=1e-6)
+    expected = m * math.sqrt(2 / math.pi / 3)
+    assert abs(gain / expected - 1) < 5 * math.sqrt((math.pi / 2 - 1) / (r * m))
+
+
 def test_first_step_ratio_weighs_the_layers_by_their_size():
     """Over layers of different shapes the ratio is the root mean square over all adapted weights."""
     torch.manual_seed(0)

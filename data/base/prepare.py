@@ -1,5 +1,6 @@
 """The small base model, from scratch. Writes config.json, generation_config.json, model.safetensors (bfloat16),
-base.tiktoken and spec.json. Seed 1337, 40 minutes on 2 cores. With --measure: measures the base that is here.
+base.tiktoken and spec.json. Seed 1337, 40 minutes on 2 cores. With --measure: measures the base that is here. With
+--preset gpu: a wider, deeper base for experiments/gpu.py instead, with the same tokenizer, into out/base-gpu.
 
 Its corpus is made here: worked arithmetic and algebra in MATH's wording, a problem, steps, a final \\boxed{}. It
 teaches what solving an equation is built of (signed arithmetic, like terms, brackets, fractions), and no equation is
@@ -28,7 +29,7 @@ sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as
 
 from data.equations.prepare import bracket, join, linear, nonzero, signed  # noqa: E402
 from eval_pass1 import load_problems, pass1, solve  # noqa: E402
-from hf import load_model, load_tokenizer, save_model, write_json  # noqa: E402
+from hf import copy_tokenizer, load_model, load_tokenizer, save_model, write_json  # noqa: E402
 from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
 
 SEED = 1337
@@ -313,16 +314,15 @@ def val_batches(encoding: tiktoken.Encoding) -> list:
     return list(itertools.islice(rows(corpus(random.Random(SEED + 2)), encoding, 16), 8))
 
 
-def pretrain(steps: int, lr: float, folder: Path, width: int = 256, layers: int = 4) -> None:
-    """Learns a tokenizer and a model, and writes both to folder. width: of the residual stream, a multiple of 64."""
-    sample = corpus(random.Random(SEED + 1))
-    learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)), folder)
+def pretrain(steps: int, lr: float, folder: Path, width: int = 256, layers: int = 4, batch_size: int = 16) -> None:
+    """Writes a model to the folder, whose tokenizer is there. width: of the residual stream, a multiple of 64."""
     encoding = load_tokenizer(folder)
     config = GPTConfig(vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16 * math.ceil(width / 6),
                        num_hidden_layers=layers, num_attention_heads=width // 32, num_key_value_heads=width // 64,
                        tie_word_embeddings=True, eos_token_id=(encoding.eot_token,))
     torch.manual_seed(SEED)
-    model = GPT(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = GPT(config).to(device)
     start = time.time()
 
     def log(row):
@@ -331,14 +331,16 @@ def pretrain(steps: int, lr: float, folder: Path, width: int = 256, layers: int 
             print(f"step {row['step']}/{steps}  loss {row['loss']:.4f}{val_loss}  "
                   f"{row['tokens_per_s']:,.0f} tok/s  {time.time() - start:.0f} s", flush=True)
 
-    train(model, rows(corpus(random.Random(SEED)), encoding, 16), steps, lr, warmup=100, betas=(0.9, 0.95),
-          weight_decay=0.1, grad_clip=1.0, val_batches=val_batches(encoding), eval_every=500, log=log)
+    train(model, rows(corpus(random.Random(SEED)), encoding, batch_size), steps, lr, warmup=100, betas=(0.9, 0.95),
+          weight_decay=0.1, grad_clip=1.0, val_batches=val_batches(encoding), eval_every=500, log=log,
+          autocast=torch.bfloat16 if device == "cuda" else None)
     save_model(model.to(torch.bfloat16), folder)
 
 
-def measure() -> None:
+def measure(folder: Path) -> None:
     """The figures of the model card: parameters, loss, and pass@1 on 200 fresh problems of each kind."""
-    model, encoding = load_model(HERE, torch.float32), load_tokenizer(HERE)
+    model = load_model(folder, torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
+    encoding = load_tokenizer(folder)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, validation loss "
           f"{evaluate(model, val_batches(encoding)):.4f}")
     rng = random.Random(SEED + 3)
@@ -355,17 +357,27 @@ def measure() -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000, help="updates of 16 rows of 256 tokens (default: 5000)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: 2e-3)")
-    parser.add_argument("--measure", action="store_true", help="train nothing, measure the base that is here")
+    parser.add_argument("--preset", choices=["small", "gpu"], default="small",
+                        help="small: 4 layers of width 256; gpu: 6 of 1024 (default: small)")
+    parser.add_argument("--steps", type=int, help="updates (default: 5000 of 16 rows of 256 tokens; gpu: 2500 of 32)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3; gpu: 1e-3)")
+    parser.add_argument("--measure", action="store_true", help="train nothing, measure the base that is there")
     args = parser.parse_args()
 
+    home = HERE if args.preset == "small" else HERE.parents[1] / "out/base-gpu"
     if not args.measure:
-        with tempfile.TemporaryDirectory(dir=HERE) as folder:  # a run that is stopped leaves the base as it was
-            pretrain(args.steps, args.lr, Path(folder))
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as folder:  # a run that is stopped leaves the base as it was
+            if args.preset == "small":
+                sample = corpus(random.Random(SEED + 1))
+                learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)), Path(folder))
+                pretrain(args.steps or 5000, args.lr or 2e-3, Path(folder))
+            else:
+                copy_tokenizer(HERE, folder)
+                pretrain(args.steps or 2500, args.lr or 1e-3, Path(folder), width=1024, layers=6, batch_size=32)
             for path in Path(folder).iterdir():
-                os.replace(path, HERE / path.name)
-    measure()
+                os.replace(path, home / path.name)
+    measure(home)
 
 
 if __name__ == "__main__":

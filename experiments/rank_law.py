@@ -49,18 +49,18 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
     for lr in RATES:
         found += over([16], grid_at(lr, GRID), SEEDS[:2], lr=lr)
     for width in WIDTHS:
-        found += over([16], GRID, SEEDS[:2], base=f"out/widths/{width}")
+        found += of_width(width)
     for width in GPU_WIDTHS:
-        found += finetune.on_gpu(over([16], GRID, SEEDS[:2], base=f"out/widths/{width}"), rows)
+        found += finetune.on_gpu(of_width(width), rows)
     return found
 
 
 def prepare(quick: bool) -> None:
-    """The bases of several widths."""
-    wider = GPU_WIDTHS if finetune.DEVICE == "cuda" else []
+    """The bases of several widths, those whose runs are not all there."""
+    rows, wider = grid.read_rows(grid.HERE / "rank_law.csv"), GPU_WIDTHS if finetune.DEVICE == "cuda" else []
     for width in [] if quick else WIDTHS + wider:
         folder, part = ROOT / f"out/widths/{width}", ROOT / f"out/widths/{width}-part"
-        if not folder.is_dir():
+        if not folder.is_dir() and not all(grid.pick(rows, **cell) for cell in of_width(width)):
             part.mkdir(parents=True, exist_ok=True)
             copy_tokenizer(ROOT / "data/base", part)
             pretrain(1000, 2e-3 * min(1, 512 / width), part, width, 2)
@@ -70,6 +70,10 @@ def prepare(quick: bool) -> None:
 def over(ranks, grid, seeds, **own) -> list[dict]:
     return [finetune.cell(rank=rank, alpha=c * math.sqrt(rank), seed=seed, **own)
             for seed in seeds for rank in ranks for c in grid]
+
+
+def of_width(width: int) -> list[dict]:
+    return over([16], GRID, SEEDS[:2], base=f"out/widths/{width}")
 
 
 def rules(ranks, seeds) -> list[dict]:

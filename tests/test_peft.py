@@ -503,7 +503,7 @@ def test_a_wrapped_model_takes_an_adapter(wrap, tmp_path):
     model = gpt()
     wrapped = wrap(model)
     assert load_adapter(wrapped, write(tmp_path)) is wrapped
-    assert far(logits(model), good_logits()) <= 2e-5
+    assert far(logits(model.cpu()), good_logits()) <= 2e-5  # DataParallel moves it to a GPU where there is one
 
 
 @pytest.mark.parametrize("path", ["model", "model.layers.0", "model.layers.1.self_attn",

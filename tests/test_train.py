@@ -40,7 +40,8 @@ def last_loss(folder):
 def finished(tmp_path_factory):
     """One run of 20 steps with everything on, shared by the tests that look at what it wrote."""
     cwd = tmp_path_factory.mktemp("run")
-    done = run("--rank", 4, "--steps", 20, *FAST[:4], "--eval-problems", 10, "--merge", "--drift", cwd=cwd)
+    done = run("--rank", 4, "--steps", 20, *FAST[:4], "--eval-problems", 10, "--merge", "--drift", "--dtype", "float32",
+               cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd, cwd / "out/lora-alpha-r4-1", done.stdout
 

@@ -35,6 +35,7 @@ FULL_RATES = [3e-4, 1e-3, 3e-3, 1e-2]
 WIDTHS = [64, 128, 256, 512]  # two layers, pre-trained for 1,000 steps of 16 rows
 GPU_WIDTHS = [1024, 2048]
 RULES = {"alpha = 2r": lambda r: 2.0 * r, "alpha = 16": lambda r: 16.0, "alpha = 32": lambda r: 32.0,
+         "alpha = 256": lambda r: 256.0, "alpha = 512": lambda r: 512.0, "alpha = 1024": lambda r: 1024.0,
          "rsLoRA, 16·√r": lambda r: 16 * math.sqrt(r)}
 
 
@@ -284,7 +285,7 @@ def told(rows: list[dict]) -> str:
     means, each = shared(rows), regrets(rows)
     if means:
         ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
-        lines += ["", f"The later seeds ran c = {NEAR[0]} to {NEAR[-1]} alone, so the other rows have one seed:", "",
+        lines += ["", f"The later seeds ran c = {NEAR[0]} to {NEAR[-1]} alone, so rows that need another c have one seed:", "",
                   f"| loss above the lowest of the grid, % | rank {' | rank '.join(map(str, ranks))} | mean |",
                   "|---|" + "---|" * (len(ranks) + 1)]
         lines += [f"| {name} | " + " | ".join(f"{100 * each[name][r]:.0f}" for r in ranks) + f" | {100 * mean:.0f} |"
@@ -294,9 +295,11 @@ def told(rows: list[dict]) -> str:
         lines += ["", "Full fine-tuning's loss in the same setting: "
                   + ", ".join(f"{loss:.3f} at {lr:g}" for lr, loss in sorted(full.items())) + "."]
     if len(over_width(rows)) > 1:
-        lines += ["", "| width | c*, each seed | √(3n) |", "|---|---|---|"]
-        lines += [f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
-                  for width, each in over_width(rows).items()]
+        lines += ["", "| width | c*, each seed | √(3n) | lowest loss of the grid, mean |", "|---|---|---|---|"]
+        for width, each in over_width(rows).items():
+            grids = curves(rows, base=f"out/widths/{width}").values()
+            lines.append(f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} | "
+                         f"{statistics.fmean(min(curve.values()) for curve in grids):.3f} |")
         lines += ["", f"c* goes as width^{power(over_width(rows)):.2f}."]
     if len(over_rates(rows)) > 1:
         lines += ["", "| learning rate | c*, each seed |", "|---|---|"]
@@ -316,7 +319,7 @@ def law_in_words(rows: list[dict]) -> str:
     return ("The best alpha is {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; with the "
             "exponent 1/2, {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(*fit["c_interval"], *fit["p_interval"],
                                                                      *fit["root_c_interval"], **fit)
-            + f" Seeds a rank: {min(count)} to {max(count)}."
+            + f" Seeds a rank: {min(count)}" + (f" to {max(count)}." if max(count) > min(count) else ".")
             + " Over ranks 1 to 32 alone (a cut made after seeing the points): "
             + "{c:.0f}·r^{p:.2f}, [{:.2f}, {:.2f}].".format(*low["p_interval"], **low))
 

@@ -29,6 +29,7 @@ def prepare(quick: bool) -> None:
 
 def cells(quick: bool, rows: list[dict]) -> list[dict]:
     """The peers' tuning gives full fine-tuning's best rate, which the law is measured at."""
+    rows = [row for row in rows if of_peers(row)]
     size = dict(base=BASE, steps=2, batch=2, val=4) if quick else dict(base=BASE)
     rates, ranks = ([1e-3], [4, 16]) if quick else (baselines.RATES, rank_law.RANKS)
     found = baselines.plan(rows, rates, [0] if quick else PEER_SEEDS, shared, **size)
@@ -46,7 +47,7 @@ def shared(rows: list[dict]) -> float:
 
 def of_peers(row: dict) -> bool:
     """Whether a row or a cell is of the peers, not of the law."""
-    return row["arm"] != "lora" or row["alpha"] == 2 * row["rank"]
+    return row["arm"] != "lora" or (row["rank"], row["alpha"]) == (baselines.RANK, 2 * baselines.RANK)
 
 
 def work(cell: dict) -> dict:

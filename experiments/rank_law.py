@@ -285,7 +285,7 @@ def told(rows: list[dict]) -> str:
     means, each = shared(rows), regrets(rows)
     if means:
         ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
-        lines += ["", f"The later seeds ran c = {NEAR[0]} to {NEAR[-1]} alone, so rows that need another c have one seed:", "",
+        lines += ["", f"Rows that need a c outside {NEAR[0]} to {NEAR[-1]} have one seed, which alone ran it:", "",
                   f"| loss above the lowest of the grid, % | rank {' | rank '.join(map(str, ranks))} | mean |",
                   "|---|" + "---|" * (len(ranks) + 1)]
         lines += [f"| {name} | " + " | ".join(f"{100 * each[name][r]:.0f}" for r in ranks) + f" | {100 * mean:.0f} |"

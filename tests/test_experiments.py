@@ -226,6 +226,17 @@ def test_a_grid_that_is_not_complete_yet_is_left_out():
     assert (1, 2) not in rank_law.curves([row for row in rows if row is not last and row["rank"] * row["seed"] <= 2])
 
 
+@pytest.mark.parametrize("falls, rises", [(0.0, 0.5), (-0.2, 0.3)])
+def test_the_two_sides_of_the_best_are_told_apart(falls, rises):
+    """Losses that are power laws of alpha over r^falls to the left, and over r^rises to the right."""
+    rows = [{**row, "val_loss": max(row["alpha"] / row["rank"]**falls, 1e-9) ** -0.5
+             + (row["alpha"] / row["rank"]**rises / 400) ** 8} for row in rows_of_a_law(0.5, 128.0)]
+    level, left, right = rank_law.sides(rows)
+    assert all(min(curve.values()) < level for (_, seed), curve in rank_law.curves(rows).items() if seed == 0)
+    assert rank_law.fitted(list(right.items()))[1] == pytest.approx(rises, abs=0.05)
+    assert not left or rank_law.fitted(list(left.items()))[1] == pytest.approx(falls, abs=0.05)
+
+
 def test_regret_is_zero_for_the_rule_that_is_the_best():
     """With alpha* = 128·√r that rule loses nothing, alpha = 2r most where 2r is furthest from it."""
     means = rank_law.shared(rows_of_a_law(0.5, 128.0))
@@ -273,6 +284,32 @@ def test_smollm2_follows_the_best_and_no_seed_changes_what_is_tried():
         assert min(at_shared, key=lambda row: row["val_loss"])["alpha"] == 4096
         assert max(row["alpha"] for row in at_shared) == 16384
     assert smollm2.ridge(grid.pick(rows, rank=16, arm="lora", seed=0))[1e-4] == pytest.approx(1000, rel=0.3)
+
+
+@pytest.mark.parametrize("best, grid_of_c", [(1e-3, (16, 1024)), (3e-4, (64, 4096)), (3e-3, (4, 256))])
+def test_the_wide_base_has_its_law_at_full_fine_tunings_best_rate(best, grid_of_c):
+    """Played out: the law comes after the tuning, at that rate, its grid of c moved inversely to the rate; no run of
+    the law is taken for one of the peers, so that each arm has the six rates and three seeds at the best."""
+    rows = []
+    while left := [cell for cell in gpu.cells(False, rows) if not grid.pick(rows, **cell)]:
+        rows += [{**cell, "diverged": 0, "val_loss": math.log(cell["lr"] / (best if gpu.of_peers(cell) else 1e-9)) ** 2}
+                 for cell in {grid.key(cell, cell): cell for cell in left}.values()]
+    law = [row for row in rows if not gpu.of_peers(row)]
+    assert {row["lr"] for row in law} == {best} and {row["arm"] for row in law} == {"lora"}
+    assert {round(row["alpha"] / math.sqrt(row["rank"])) for row in law} == {
+        grid_of_c[0] * 2**k for k in range(7)} and max(row["alpha"] for row in law if row["rank"] == 1) == grid_of_c[1]
+    assert len(law) == 8 * 7 + 8 * 5
+    for arm in baselines.TITLES:
+        mine = sorted((row["lr"], row["seed"]) for row in rows if gpu.of_peers(row) and row["arm"] == arm)
+        assert mine == sorted([(lr, 0) for lr in baselines.RATES] + [(best, 1), (best, 2)])
+
+
+def test_cells_of_a_gpu_are_planned_elsewhere_only_when_they_are_there(monkeypatch):
+    cells = rank_law.of_width(1024)
+    monkeypatch.setattr(finetune, "DEVICE", "cpu")
+    assert finetune.on_gpu(cells, []) == [] and finetune.on_gpu(cells, cells[:3]) == cells[:3]
+    monkeypatch.setattr(finetune, "DEVICE", "cuda")
+    assert finetune.on_gpu(cells, []) == cells
 
 
 def test_both_routes_have_equal_products():

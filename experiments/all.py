@@ -34,8 +34,8 @@ def block(name: str) -> str:
 
 def filled(text: str) -> str:
     """A README with the text between <!-- from NAME --> and <!-- end --> made anew from the CSVs."""
-    return re.sub(r"(<!-- from ([\w.]+) -->\n).*?(\n<!-- end -->)",
-                  lambda match: match[1] + block(match[2]) + match[3], text, flags=re.DOTALL)
+    return re.sub(r"(<!-- from ([\w.]+) -->\n).*?(<!-- end -->)",
+                  lambda match: f"{match[1]}{block(match[2])}\n{match[3]}", text, flags=re.DOTALL)
 
 
 def main():

@@ -1,6 +1,6 @@
 """Finding 3, the rank law: which alpha is best at each rank, at one small learning rate?
 
-    python experiments/rank_law.py         three hours on two cores; finished cells are reused (--quick: a minute)
+    python experiments/rank_law.py         some four hours on two cores; finished cells are reused (--quick: a minute)
 
 data/base on data/equations, 200 steps of 8 problems, AdamW without decay and clipping, learning rate 1e-3 (train.py's
 default, the best of full fine-tuning in first_table.py), alpha = c·√r over a grid of c. alpha*(r) is the vertex of a
@@ -344,8 +344,8 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     return found
 
 
-def draw_curves(ax, rows: list[dict], scale) -> None:
-    """Loss over alpha/scale(rank), a line a rank, geometric means over the seeds."""
+def draw_curves(ax, rows: list[dict], scale, end: int) -> None:
+    """Loss over alpha/scale(rank), a line a rank, geometric means over the seeds; its rank at its end, 0 or -1."""
     import matplotlib.pyplot as plt
 
     found = curves(rows)
@@ -359,8 +359,9 @@ def draw_curves(ax, rows: list[dict], scale) -> None:
         for a, loss in line:
             if math.isclose(a, 256 * math.sqrt(rank)):
                 ax.plot(a / scale(rank), loss, "o", color=color, ms=5)
-        ax.annotate(f"{rank}", (line[-1][0] / scale(rank), line[-1][1]), xytext=(4, 0), textcoords="offset points",
-                    va="center", fontsize=8, color=color)
+        ax.annotate(f"{rank}", (line[end][0] / scale(rank), line[end][1]), xytext=(4 if end else -4, 0), va="center",
+                    ha="left" if end else "right", textcoords="offset points", fontsize=8, color=color)
+    ax.margins(x=0.09)
     ax.set(xscale="log", yscale="log", xlabel="alpha/√r")
 
 
@@ -370,7 +371,8 @@ def draw_law(ax, rows: list[dict]) -> None:
     ranks = sorted({rank for rank, _ in curves(rows)})
     if len({rank for rank, _ in points}) > 2:
         fit = law(rows)
-        ax.plot(ranks, [fit["c"] * r ** fit["p"] for r in ranks], color="#c1272d", lw=1.2)
+        inside = sorted({rank for rank, _ in points})
+        ax.plot(inside, [fit["c"] * r ** fit["p"] for r in inside], color="#c1272d", lw=1.2)
         ax.text(0.04, 0.92, "best alpha = {c:.0f}·r^{p:.2f}".format(**fit), color="#c1272d", transform=ax.transAxes)
     if points:
         ax.plot(*zip(*points), "o", color="black", ms=4)
@@ -389,10 +391,10 @@ def picture(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     fig, ((over_alpha, collapsed), (of_rank, of_rest)) = plt.subplots(2, 2, figsize=(10, 7.6))
-    draw_curves(over_alpha, rows, lambda rank: 1)
+    draw_curves(over_alpha, rows, lambda rank: 1, end=-1)
     over_alpha.set(xlabel="alpha", ylabel="validation loss",
                    title="loss over alpha, ranks 1 to 128 (● the rule, 256·√r)")
-    draw_curves(collapsed, rows, math.sqrt)
+    draw_curves(collapsed, rows, math.sqrt, end=0)
     collapsed.set(title="the same over alpha/√r")
     draw_law(of_rank, rows)
     for groups, color, name in ((over_width(rows), "#1f4e79", "width"), (over_steps(rows), "#b07000", "steps")):

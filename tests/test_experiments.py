@@ -93,6 +93,12 @@ def test_the_figures_of_the_text_are_the_csvs(path):
     assert everything.filled(text) == text
 
 
+def test_a_block_is_filled_even_where_it_is_empty():
+    empty = "a\n<!-- from rank_law.law_in_words -->\n<!-- end -->\nb"
+    assert everything.block("rank_law.law_in_words") in everything.filled(empty)
+    assert everything.filled(everything.filled(empty)) == everything.filled(empty)
+
+
 def assert_tables_are_whole(text: str):
     """Lines of Markdown tables that follow each other have as many cells."""
     lines = text.splitlines()

@@ -30,8 +30,8 @@ def alpha_for_rank(rank: int, c: float = 256.0) -> float:
     """alpha = c·√r: the best alpha is sublinear in the rank, a square root with a large coefficient [paper].
 
     c ≈ 256 was calibrated with AdamW on Llama models of 1B and 8B parameters, at full fine-tuning's learning rate,
-    from a fresh initialisation [reported]. It is empirical: other widths, optimizers and run lengths want another c.
-    The same thing as rsLoRA (Kalajdzievski 2023) with its alpha set to c [derived].
+    from a fresh initialisation [reported]. It is empirical: other rates, widths and optimizers want another c (measured
+    in experiments/README.md). The same thing as rsLoRA (Kalajdzievski 2023) with its alpha set to c [derived].
     Checked by test_rule.py::test_four_times_the_rank_doubles_alpha. Raises ValueError for rank < 1 or a bad c.
     """
     if not (math.isfinite(c) and c > 0):

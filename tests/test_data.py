@@ -4,14 +4,19 @@ import itertools
 import json
 import random
 import re
+import shutil
 from fractions import Fraction
 from pathlib import Path
+
+import pytest
 
 from data.base import prepare as base
 from data.equations import prepare as equations
 from eval_pass1 import is_correct
+from hf import load_model
 
-FOLDER = Path(__file__).parents[1] / "data/equations"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "data/equations"
 
 
 def read(name):
@@ -50,6 +55,32 @@ def test_the_files_are_what_the_script_writes():
     made = equations.problems(random.Random(1337))
     assert made == read("train") + read("val") + read("test")
     assert {len([p for p in read("test") if p["level"] == f"Level {n}"]) for n in range(1, 6)} == {100}
+
+
+@pytest.mark.parametrize("flags, layers, width", [([], 4, 256), (["--preset", "gpu"], 6, 1024)])
+def test_a_preset_writes_its_own_folder(flags, layers, width, monkeypatch, tmp_path):
+    """A model of one step and a tenth of the width, in the place and with the sizes of the preset; no file of another
+    preset is written, and both have data/base's tokenizer, learnt or copied."""
+    pretrain, sizes = base.pretrain, []
+    monkeypatch.setattr(base, "HERE", tmp_path / "data/base")
+    shutil.copytree(ROOT / "data/base", base.HERE)
+    before = (base.HERE / "model.safetensors").read_bytes()
+    ranks = (base.HERE / "base.tiktoken").read_bytes()
+    monkeypatch.setattr(base, "learn_tokenizer", lambda sample, folder: [
+        shutil.copy(base.HERE / name, folder) for name in ("base.tiktoken", "spec.json")])
+
+    def small(steps, lr, folder, width=256, layers=4, batch_size=16):
+        sizes.append((layers, width))
+        pretrain(steps, lr, folder, 64, 1, 2)
+
+    monkeypatch.setattr(base, "pretrain", small)
+    monkeypatch.setattr(base, "measure", lambda folder: None)
+    monkeypatch.setattr("sys.argv", ["prepare.py", "--steps", "1", *flags])
+    base.main()
+    home = tmp_path / ("out/base-gpu" if flags else "data/base")
+    assert sizes == [(layers, width)] and (home / "base.tiktoken").read_bytes() == ranks
+    assert load_model(home).config.hidden_size == 64 and (home / "config.json").is_file()
+    assert ((base.HERE / "model.safetensors").read_bytes() == before) == bool(flags)
 
 
 def test_the_base_was_never_shown_an_equation_to_solve():

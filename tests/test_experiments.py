@@ -292,6 +292,27 @@ def test_smollm2_follows_the_best_and_no_seed_changes_what_is_tried():
     assert smollm2.ridge(grid.pick(rows, rank=16, arm="lora", seed=0))[1e-4] == pytest.approx(1000, rel=0.3)
 
 
+def test_a_gpu_repeats_rank_16_for_more_steps(monkeypatch):
+    """Played out: the runs of 200 steps are those of 40 at rank 16 where the same rates are best, and neither plan
+    looks at the other's rows: here 200 steps like a rate four times smaller."""
+    monkeypatch.setattr(finetune, "DEVICE", "cuda")
+    rows = []
+    while left := [cell for cell in smollm2.cells(False, rows) if not grid.pick(rows, **cell)]:
+        for cell in left:
+            product = (cell["alpha"] if cell["arm"] == "lora" else 1000) * cell["lr"] * (cell["steps"] / 40) ** 0.86
+            rows.append({**cell, "diverged": int(product > 30), "val_loss": math.log(max(product, 1e-9) / 0.1) ** 2})
+    for steps, factor in ((40, 1), (200, 4)):
+        mine = [row for row in rows if row["steps"] == steps and row["rank"] in (0, 16)]
+        assert len(grid.pick(mine, arm="none")) == 1
+        assert {(row["arm"], row["alpha"]) for row in mine} >= {(arm["arm"], arm["alpha"]) for arm in smollm2.MAIN}
+        for arm in smollm2.MAIN:
+            best = min(finetune.tuned(mine, **arm).values(), key=lambda row: row["val_loss"])
+            assert abs(math.log((arm["alpha"] or 1000) * best["lr"] * factor / 0.1)) < math.log(5)
+            for seed in (1, 2):
+                assert {row["lr"] for row in grid.pick(mine, seed=seed, **arm)} == {2e-5, best["lr"]}
+    assert {row["rank"] for row in rows if row["steps"] == 200} == {0, 16}
+
+
 @pytest.mark.parametrize("best, grid_of_c", [(1e-3, (16, 1024)), (3e-4, (64, 4096)), (3e-3, (4, 256))])
 def test_the_wide_base_has_its_law_at_full_fine_tunings_best_rate(best, grid_of_c):
     """Played out: the law comes after the tuning, at that rate, its grid of c moved inversely to the rate; no run of

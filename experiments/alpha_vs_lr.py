@@ -206,12 +206,13 @@ def picture(rows: list[dict], path: Path) -> None:
         left.add_patch(plt.Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, color=color, lw=0))
         left.text(*at, f"{row['val_loss']:.2f}", ha="center", va="center", fontsize=7.5,
                   color="black" if norm(row["val_loss"]) < 0.5 else "white")
-    ridge = [(alphas.index(best(of_rate)["alpha"]), i) for i, rate in enumerate(rates)
-             if (of_rate := [row for row in fine if row["lr"] == rate])]
-    left.plot(*zip(*ridge), color="#c1272d", lw=1.5)
+    for i, rate in enumerate(rates):
+        if of_rate := [row for row in fine if row["lr"] == rate]:
+            at = alphas.index(best(of_rate)["alpha"])
+            left.add_patch(plt.Rectangle((at - 0.46, i - 0.46), 0.92, 0.92, fill=False, color="#c1272d", lw=1.8))
     left.set(xticks=range(len(alphas)), xticklabels=[f"{a:g}" for a in alphas], yticks=range(len(rates)),
              yticklabels=[f"{r:.1e}" for r in rates], xlim=(-0.5, len(alphas) - 0.5), ylim=(-0.5, len(rates) - 0.5),
-             xlabel="alpha", ylabel="learning rate", title="validation loss, rank 16 (line: best alpha)")
+             xlabel="alpha", ylabel="learning rate", title="validation loss, rank 16 (framed: best alpha)")
     for which, color, name in (("alpha", "#c1272d", "alpha raised"), ("lr", "#1f4e79", "learning rate raised")):
         line = [(factor, group) for factor, group in route(rows, which) if not any(r["diverged"] for r in group)]
         for ax, value in ((middle, "val_loss"), (right, "drift_ratio")):

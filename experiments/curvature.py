@@ -255,17 +255,20 @@ def picture(rows: list[dict], path: Path) -> None:
     left.set(xscale="log", yscale="log", xlabel="predicted, s²·r/(3n)", ylabel="share of full fine-tuning's sharpness",
              title="at the start, ranks 2 to 64")
     left.legend(frameon=False, fontsize=8)
-    for arm, rule, color, name, side in [
-            ("full", "", "black", "full fine-tuning", "right"), ("adapter", "2r", COLORS["2r"], "alpha = 2r", "left"),
-            ("adapter", "256√r", COLORS["256√r"], "alpha = 256√r", "left")]:
+    for arm, rule, color, name in [
+            ("full", "", "black", "full fine-tuning"), ("adapter", "2r", COLORS["2r"], "alpha = 2r"),
+            ("adapter", "256√r", COLORS["256√r"], "alpha = 256√r")]:
         line = [(row["step"], row["sharpness"]) for row in rows
                 if row["what"] == "training" and (row["arm"], row["rule"]) == (arm, rule)]
         middle.plot(*zip(*line), "o-", color=color, ms=3, lw=1)
-        middle.annotate(name, line[0], xytext=(0, 6), textcoords="offset points", fontsize=8, color=color)
+        middle.annotate(name, line[0], xytext=(0, 7 if rule != "256√r" else -13), textcoords="offset points",
+                        fontsize=8, color=color)
         for row in rows:
             if row["what"] == "stability" and (row["arm"], row["rule"]) == (arm, rule):
-                right.annotate(name, (2 / row["sharpness"], row["stable_lr"]), fontsize=8, color=color, ha=side,
-                               xytext=(-6, 4) if side == "right" else (5, -10), textcoords="offset points")
+                low = rule == "256√r"
+                right.annotate(name, (2 / row["sharpness"], row["stable_lr"]), fontsize=8, color=color,
+                               ha="left" if low else "right", xytext=(-4, 7) if low else (-6, 2 if rule else 5),
+                               textcoords="offset points")
     middle.set(xscale="symlog", yscale="log", xlabel="step", ylabel="sharpness in what is trained",
                title="along training, rank 16")
     points = [(2 / row["sharpness"], row["stable_lr"]) for row in rows if row["what"] == "stability"]

@@ -107,7 +107,10 @@ def picture(rows: list[dict]) -> None:
 
 
 def read() -> list[dict]:
-    with open(Path(__file__).with_suffix(".csv"), newline="", encoding="utf-8") as file:
+    path = Path(__file__).with_suffix(".csv")
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import finetune
 import grid  # puts the modules above this folder on the path
 import numpy
+from finetune import best_rate
 
 from data.base.prepare import pretrain
 from hf import copy_tokenizer
@@ -34,6 +35,7 @@ RATES = [3e-4, 3e-3]  # beside SETTING's 1e-3
 FULL_RATES = [3e-4, 1e-3, 3e-3, 1e-2]
 WIDTHS = [64, 128, 256, 512]  # two layers, pre-trained for 1,000 steps of 16 rows
 GPU_WIDTHS = [1024, 2048]
+FULL_RATES_OF_WIDTHS = [1e-3, 3e-3, 1e-2, 3e-2]
 RULES = {"alpha = 2r": lambda r: 2.0 * r, "alpha = 16": lambda r: 16.0, "alpha = 32": lambda r: 32.0,
          "alpha = 256": lambda r: 256.0, "alpha = 512": lambda r: 512.0, "alpha = 1024": lambda r: 1024.0,
          "rsLoRA, 16·√r": lambda r: 16 * math.sqrt(r)}
@@ -53,6 +55,9 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
         found += of_width(width)
     for width in GPU_WIDTHS:
         found += finetune.on_gpu(of_width(width), rows)
+    for width in WIDTHS + GPU_WIDTHS:
+        at_best = of_width_at_best(width, rows)
+        found += at_best if width <= 128 else finetune.on_gpu(at_best, rows)
     return found
 
 
@@ -61,7 +66,8 @@ def prepare(quick: bool) -> None:
     rows, wider = grid.read_rows(grid.HERE / "rank_law.csv"), GPU_WIDTHS if finetune.DEVICE == "cuda" else []
     for width in [] if quick else WIDTHS + wider:
         folder, part = ROOT / f"out/widths/{width}", ROOT / f"out/widths/{width}-part"
-        if not folder.is_dir() and not all(grid.pick(rows, **cell) for cell in of_width(width)):
+        needed = of_width(width) + (of_width_at_best(width, rows) if width <= 128 else [])
+        if not folder.is_dir() and not all(grid.pick(rows, **cell) for cell in needed):
             part.mkdir(parents=True, exist_ok=True)
             copy_tokenizer(ROOT / "data/base", part)
             pretrain(1000, 2e-3 * min(1, 512 / width), part, width, 2)
@@ -75,6 +81,16 @@ def over(ranks, grid, seeds, **own) -> list[dict]:
 
 def of_width(width: int) -> list[dict]:
     return over([16], GRID, SEEDS[:2], base=f"out/widths/{width}")
+
+
+def of_width_at_best(width: int, rows: list[dict]) -> list[dict]:
+    """Full fine-tuning's rates, and once they are there the grid of c at its best."""
+    base = f"out/widths/{width}"
+    found = [finetune.cell(arm="full", rank=0, alpha=0.0, lr=lr, base=base) for lr in FULL_RATES_OF_WIDTHS]
+    if len(grid.pick(rows, arm="full", base=base)) == len(found):
+        lr = best_rate(rows, arm="full", base=base)
+        found += over([16], grid_at(lr, GRID), SEEDS[:2], lr=lr, base=base)
+    return found
 
 
 def rules(ranks, seeds) -> list[dict]:
@@ -254,6 +270,18 @@ def over_rates(rows: list[dict]) -> dict[float, list[float]]:
     return {lr: [alpha / 4 for alpha in alphas] for lr, alphas in found.items() if alphas}
 
 
+def matched(rows: list[dict]) -> dict[str, tuple[int, float, list[float]]]:
+    """{base: (width, full fine-tuning's best rate, c* there of each seed)} at rank 16, where both are inside the grids."""
+    found = {}
+    for base, width in [("data/base", 256), *((f"out/widths/{width}", width) for width in WIDTHS + GPU_WIDTHS)]:
+        of_base = grid.pick(rows, base=base, steps=200)
+        if grid.pick(of_base, arm="full"):
+            lr = best_rate(of_base, arm="full")
+            if alphas := best_alphas(grid.pick(of_base, lr=lr)).get(16):
+                found[base] = width, lr, [alpha / 4 for alpha in alphas]
+    return dict(sorted(found.items(), key=lambda item: item[1][0]))
+
+
 def sides(rows: list[dict]) -> tuple[float, dict[int, float], dict[int, float]]:
     """A loss that every rank gets below, and the alpha of each rank at which the first seed's loss falls to it and at
     which it rises to it again, between two points of the grid by a power law; ranks that begin below it left out."""
@@ -301,6 +329,10 @@ def told(rows: list[dict]) -> str:
             lines.append(f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} | "
                          f"{statistics.fmean(min(curve.values()) for curve in grids):.3f} |")
         lines += ["", f"c* goes as width^{power(over_width(rows)):.2f}."]
+    if len(matched(rows)) > 1:
+        lines += ["", "| width | full fine-tuning's best rate | c* there, each seed | √(3n) |", "|---|---|---|---|"]
+        lines += [f"| {width}, {base} | {lr:g} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
+                  for base, (width, lr, each) in matched(rows).items()]
     if len(over_rates(rows)) > 1:
         lines += ["", "| learning rate | c*, each seed |", "|---|---|"]
         lines += [f"| {lr:g} | {', '.join(f'{c:.0f}' for c in each)} |" for lr, each in over_rates(rows).items()]

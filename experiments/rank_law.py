@@ -57,7 +57,7 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
         found += finetune.on_gpu(of_width(width), rows)
     for width in WIDTHS + GPU_WIDTHS:
         at_best = of_width_at_best(width, rows)
-        found += at_best if width <= 128 else finetune.on_gpu(at_best, rows)
+        found += at_best if width <= 256 else finetune.on_gpu(at_best, rows)
     return found
 
 
@@ -66,7 +66,7 @@ def prepare(quick: bool) -> None:
     rows, wider = grid.read_rows(grid.HERE / "rank_law.csv"), GPU_WIDTHS if finetune.DEVICE == "cuda" else []
     for width in [] if quick else WIDTHS + wider:
         folder, part = ROOT / f"out/widths/{width}", ROOT / f"out/widths/{width}-part"
-        needed = of_width(width) + (of_width_at_best(width, rows) if width <= 128 else [])
+        needed = of_width(width) + (of_width_at_best(width, rows) if width <= 256 else [])
         if not folder.is_dir() and not all(grid.pick(rows, **cell) for cell in needed):
             part.mkdir(parents=True, exist_ok=True)
             copy_tokenizer(ROOT / "data/base", part)
@@ -271,7 +271,7 @@ def over_rates(rows: list[dict]) -> dict[float, list[float]]:
 
 
 def matched(rows: list[dict]) -> dict[str, tuple[int, float, list[float]]]:
-    """{base: (width, full fine-tuning's best rate, c* there of each seed)} at rank 16, where both are inside the grids."""
+    """{base: (width, full fine-tuning's best rate, c* there of each seed)} at rank 16, where c* is inside the grid."""
     found = {}
     for base, width in [("data/base", 256), *((f"out/widths/{width}", width) for width in WIDTHS + GPU_WIDTHS)]:
         of_base = grid.pick(rows, base=base, steps=200)

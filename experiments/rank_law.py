@@ -19,7 +19,7 @@ from pathlib import Path
 import finetune
 import grid  # puts the modules above this folder on the path
 import numpy
-from finetune import best_rate
+from finetune import best_rate, tuned
 
 from data.base.prepare import pretrain
 from hf import copy_tokenizer
@@ -35,7 +35,7 @@ RATES = [3e-4, 3e-3]  # beside SETTING's 1e-3
 FULL_RATES = [3e-4, 1e-3, 3e-3, 1e-2]
 WIDTHS = [64, 128, 256, 512]  # two layers, pre-trained for 1,000 steps of 16 rows
 GPU_WIDTHS = [1024, 2048]
-FULL_RATES_OF_WIDTHS = [1e-3, 3e-3, 1e-2, 3e-2]
+FULL_RATES_OF_WIDTHS = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 RULES = {"alpha = 2r": lambda r: 2.0 * r, "alpha = 16": lambda r: 16.0, "alpha = 32": lambda r: 32.0,
          "alpha = 256": lambda r: 256.0, "alpha = 512": lambda r: 512.0, "alpha = 1024": lambda r: 1024.0,
          "rsLoRA, 16·√r": lambda r: 16 * math.sqrt(r)}
@@ -271,15 +271,20 @@ def over_rates(rows: list[dict]) -> dict[float, list[float]]:
 
 
 def matched(rows: list[dict]) -> dict[str, tuple[int, float, list[float]]]:
-    """{base: (width, full fine-tuning's best rate, c* there of each seed)} at rank 16, where c* is inside the grid."""
+    """{base: (width, full fine-tuning's best rate, c* of each seed at it)} at rank 16, where both are inside the grids.
+    That rate is a parabola's, and c* is taken there from the nearest rate of the grid along data/base's power law."""
+    wide = [row for row in grid.read_rows(grid.HERE / "gpu.csv") if row["arm"] in ("lora", "full")]
+    bases = {"data/base": 256, **{f"out/widths/{width}": width for width in WIDTHS + GPU_WIDTHS}, "out/base-gpu": 1024}
     found = {}
-    for base, width in [("data/base", 256), *((f"out/widths/{width}", width) for width in WIDTHS + GPU_WIDTHS)]:
-        of_base = grid.pick(rows, base=base, steps=200)
-        if grid.pick(of_base, arm="full"):
-            lr = best_rate(of_base, arm="full")
-            if alphas := best_alphas(grid.pick(of_base, lr=lr)).get(16):
-                found[base] = width, lr, [alpha / 4 for alpha in alphas]
-    return dict(sorted(found.items(), key=lambda item: item[1][0]))
+    for base, width in sorted(bases.items(), key=lambda item: item[1]):
+        of_base = grid.pick(rows + wide, base=base, steps=200)
+        full = {lr: row["val_loss"] for lr, row in tuned(of_base, arm="full").items()}
+        if len(full) > 2 and (best := optimum(full)):
+            lr = min(full, key=full.get)
+            alphas = best_alphas(grid.pick(of_base, lr=lr)).get(16, [])
+            moved = (best[0] / lr) ** power(over_rates(rows))
+            found[base] = width, best[0], [alpha / 4 * moved for alpha in alphas]
+    return {base: row for base, row in found.items() if row[2]}
 
 
 def sides(rows: list[dict]) -> tuple[float, dict[int, float], dict[int, float]]:
@@ -329,14 +334,15 @@ def told(rows: list[dict]) -> str:
             lines.append(f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} | "
                          f"{statistics.fmean(min(curve.values()) for curve in grids):.3f} |")
         lines += ["", f"c* goes as width^{power(over_width(rows)):.2f}."]
-    if len(matched(rows)) > 1:
-        lines += ["", "| width | full fine-tuning's best rate | c* there, each seed | √(3n) |", "|---|---|---|---|"]
-        lines += [f"| {width}, {base} | {lr:g} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
-                  for base, (width, lr, each) in matched(rows).items()]
     if len(over_rates(rows)) > 1:
         lines += ["", "| learning rate | c*, each seed |", "|---|---|"]
         lines += [f"| {lr:g} | {', '.join(f'{c:.0f}' for c in each)} |" for lr, each in over_rates(rows).items()]
-        lines += ["", f"c* goes as lr^{power(over_rates(rows)):.2f}."]
+        lines += ["", f"c* goes as lr^{power(over_rates(rows)):.2f}.", "",
+                  "| width, base | full fine-tuning's best rate | c* there, each seed | √(3n) |", "|---|---|---|---|"]
+        at_best = matched(rows)
+        lines += [f"| {width}, {base} | {lr:.1e} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
+                  for base, (width, lr, each) in at_best.items()]
+        lines += ["", f"There c* goes as width^{power_of_width(at_best):.2f}."] if len(at_best) > 1 else []
     if len(over_steps(rows)) > 1:
         lines += ["", "| steps | c*, each seed |", "|---|---|"]
         lines += [f"| {steps} | {', '.join(f'{c:.0f}' for c in each)} |" for steps, each in over_steps(rows).items()]
@@ -360,6 +366,10 @@ def power(groups: dict[int, list[float]]) -> float:
     return fitted([(x, statistics.geometric_mean(each)) for x, each in groups.items()])[1]
 
 
+def power_of_width(at_best: dict[str, tuple[int, float, list[float]]]) -> float:
+    return fitted([(width, statistics.geometric_mean(each)) for width, _, each in at_best.values()])[1]
+
+
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
     if len(best_alphas(rows)) < 3:
         return [("the best alpha grows more slowly than the rank", "too few ranks with the optimum inside the grid")]
@@ -371,8 +381,11 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
         found.append(("one c·√r loses less against the best alpha of each rank than any of the other rules",
                       grid.verdict(next(iter(means)) not in RULES)))
     if len(over_width(rows)) > 1:
-        found.append(("c* grows as the square root of the width (exponent 0.25 to 0.75)",
+        found.append(("at one rate c* grows as the square root of the width (exponent 0.25 to 0.75)",
                       grid.verdict(0.25 <= power(over_width(rows)) <= 0.75)))
+    if len(over_rates(rows)) > 1 and len(at_best := matched(rows)) > 1:
+        found.append(("at full fine-tuning's best rate it does (the same)",
+                      grid.verdict(0.25 <= power_of_width(at_best) <= 0.75)))
     return found
 
 
@@ -429,11 +442,17 @@ def picture(rows: list[dict], path: Path) -> None:
     draw_curves(collapsed, rows, math.sqrt, end=0)
     collapsed.set(title="the same over alpha/√r")
     draw_law(of_rank, rows)
-    for groups, color, name in ((over_width(rows), "#1f4e79", "width"), (over_steps(rows), "#b07000", "steps")):
+    for groups, color, name in ((over_width(rows), "#1f4e79", "width, at one rate"),
+                                (over_steps(rows), "#b07000", "steps")):
         means = [(x, statistics.geometric_mean(each)) for x, each in groups.items()]
         if means:
             of_rest.plot(*zip(*means), "o-", color=color, ms=4, lw=1.2)
-            of_rest.annotate(f"over {name}", means[0], xytext=(0, 7), textcoords="offset points", color=color)
+            of_rest.annotate(f"over the {name}", means[0], xytext=(0, 7), textcoords="offset points", color=color)
+    if len(over_rates(rows)) > 1:
+        points = [(width, statistics.geometric_mean(each)) for width, _, each in matched(rows).values()]
+        of_rest.plot(*zip(*points), "s", color="#2a9d8f", ms=5)
+        of_rest.annotate("at full fine-tuning's best rate", points[0], xytext=(6, -12), textcoords="offset points",
+                         color="#2a9d8f", fontsize=8)
     widths = list(over_width(rows)) or WIDTHS
     of_rest.plot(widths, [math.sqrt(3 * n) for n in widths], color="#1f4e79", lw=0.9, ls=":")
     of_rest.annotate("√(3n)", (widths[-1], math.sqrt(3 * widths[-1])), xytext=(0, 6), textcoords="offset points",

@@ -232,6 +232,24 @@ def test_a_grid_that_is_not_complete_yet_is_left_out():
     assert (1, 2) not in rank_law.curves([row for row in rows if row is not last and row["rank"] * row["seed"] <= 2])
 
 
+def test_c_is_taken_to_full_fine_tunings_best_rate(monkeypatch):
+    """Played out on losses whose best rate of full fine-tuning is 0.5/width and whose best c is 100·(lr/1e-3)^-1.2:
+    both are found, though neither is on the grid."""
+    monkeypatch.setattr(grid, "read_rows", lambda path: [])
+    rows = []
+    while left := [cell for cell in rank_law.cells(False, rows) if not grid.pick(rows, **cell)]:
+        for cell in {grid.key(cell, cell): cell for cell in left}.values():
+            width = 256 if cell["base"] == "data/base" else int(cell["base"].rpartition("/")[2])
+            off = (cell["lr"] / (0.5 / width) if cell["arm"] == "full" else
+                   cell["alpha"] / math.sqrt(cell["rank"]) / (100 * (cell["lr"] / 1e-3) ** -1.2))
+            rows.append({**cell, "diverged": 0, "val_loss": math.exp(0.1 * math.log(off) ** 2)})
+    found = rank_law.matched(rows)
+    assert set(found) == {"data/base", "out/widths/64", "out/widths/128", "out/widths/256"}
+    for width, lr, each in found.values():
+        assert lr == pytest.approx(0.5 / width, rel=1e-6)
+        assert each == [pytest.approx(100 * (lr / 1e-3) ** -1.2, rel=1e-5)] * len(each)
+
+
 @pytest.mark.parametrize("falls, rises", [(0.0, 0.5), (-0.2, 0.3)])
 def test_the_two_sides_of_the_best_are_told_apart(falls, rises):
     """Losses that are power laws of alpha over r^falls to the left, and over r^rises to the right."""

@@ -318,12 +318,13 @@ def told(rows: list[dict]) -> str:
     means, each = shared(rows), regrets(rows)
     if means:
         ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
+        heads = " | ".join(f"rank {rank}" for rank in ranks)
         lines += ["", f"Rows that need a c outside {NEAR[0]} to {NEAR[-1]} have one seed, which alone ran it:", "",
-                  f"| loss above the lowest of the grid, % | rank {' | rank '.join(map(str, ranks))} | mean |",
+                  f"| loss above the lowest of the grid, % | {heads} | geometric mean |",
                   "|---|" + "---|" * (len(ranks) + 1)]
         lines += [f"| {name} | " + " | ".join(f"{100 * each[name][r]:.0f}" for r in ranks) + f" | {100 * mean:.0f} |"
                   for name, mean in means.items()]
-    full = {row["lr"]: row["val_loss"] for row in rows if row["arm"] == "full"}
+    full = {row["lr"]: row["val_loss"] for row in usual(rows) if row["arm"] == "full"}
     if full:
         lines += ["", "Full fine-tuning's loss in the same setting: "
                   + ", ".join(f"{loss:.3f} at {lr:g}" for lr, loss in sorted(full.items())) + "."]

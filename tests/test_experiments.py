@@ -248,6 +248,9 @@ def test_c_is_taken_to_full_fine_tunings_best_rate(monkeypatch):
     for width, lr, each in found.values():
         assert lr == pytest.approx(0.5 / width, rel=1e-6)
         assert each == [pytest.approx(100 * (lr / 1e-3) ** -1.2, rel=1e-5)] * len(each)
+    line = next(line for line in rank_law.told(rows).splitlines() if line.startswith("Full fine-tuning's loss"))
+    losses = {row["lr"]: row["val_loss"] for row in grid.pick(rows, arm="full", base="data/base")}
+    assert all(f"{loss:.3f} at {lr:g}" in line for lr, loss in losses.items()) and line.count(" at ") == 4
 
 
 @pytest.mark.parametrize("falls, rises", [(0.0, 0.5), (-0.2, 0.3)])

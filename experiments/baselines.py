@@ -85,7 +85,11 @@ def within(rows: list[dict], arm: str) -> int:
     return sum(loss <= 1.1 * min(losses) for loss in losses)
 
 
-def by_rate(rows: list[dict]) -> list[str]:
+def told(rows: list[dict]) -> str:
+    return "\n".join(tables(rows, SHARED))
+
+
+def tables(rows: list[dict], shared: float) -> list[str]:
     rates = list(tuned(rows, arm="lora"))
     lines = [f"| validation loss, one seed, lr = | {' | '.join(f'{lr:g}' for lr in rates)} | within 10% of its best |",
              "|---|" + "---|" * (len(rates) + 1)]
@@ -93,15 +97,10 @@ def by_rate(rows: list[dict]) -> list[str]:
         shown = ["diverged" if row["diverged"] else f"**{row['val_loss']:.3f}**" if lr == best_rate(rows, arm=arm) else
                  f"{row['val_loss']:.3f}" for lr, row in tuned(rows, arm=arm).items()]
         lines.append(f"| {title} | {' | '.join(shown)} | {within(rows, arm)} of {len(rates)} |")
-    return lines
-
-
-def told(rows: list[dict]) -> str:
-    lines = by_rate(rows)
     for words, rate_of in (("at its best rate", lambda arm: best_rate(rows, arm=arm)),
-                           (f"at {SHARED:g}", lambda arm: SHARED)):
+                           (f"at {shared:g}", lambda arm: shared)):
         lines += ["", table(rows, words, rate_of)]
-    return "\n".join(lines)
+    return lines
 
 
 def table(rows: list[dict], words: str, rate_of) -> str:

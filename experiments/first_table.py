@@ -47,7 +47,7 @@ def run(method: str, lr: float, seed: int, pass1: bool) -> dict:
     raw = json.loads((out / "run.json").read_text(encoding="utf-8"))
     levels = raw["results"].get("levels", {})
     easy = [levels[level] for level in ("Level 1", "Level 2") if level in levels]
-    row = {**raw, **raw["results"], "device": DEVICE}
+    row = {**raw, **raw["results"], "device": raw["machine"]["gpu"] or "cpu"}
     if easy:
         row["pass1_levels_1_2"] = sum(e["pass1"] * e["n"] for e in easy) / sum(e["n"] for e in easy)
     return {name: row.get(name) for name in COLUMNS}

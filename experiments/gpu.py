@@ -29,7 +29,7 @@ def prepare(quick: bool) -> None:
 
 def cells(quick: bool, rows: list[dict]) -> list[dict]:
     """The peers' tuning gives full fine-tuning's best rate, which the law is measured at."""
-    rows = [row for row in rows if of_peers(row)]
+    rows, _ = parted(rows)
     size = dict(base=BASE, steps=2, batch=2, val=4) if quick else dict(base=BASE)
     rates, ranks = ([1e-3], [4, 16]) if quick else (baselines.RATES, rank_law.RANKS)
     found = baselines.plan(rows, rates, [0] if quick else PEER_SEEDS, shared, **size)
@@ -50,6 +50,11 @@ def of_peers(row: dict) -> bool:
     return row["arm"] != "lora" or (row["rank"], row["alpha"]) == (baselines.RANK, 2 * baselines.RANK)
 
 
+def parted(rows: list[dict]) -> list[list[dict]]:
+    """The rows of the peers, and those of the law."""
+    return [[row for row in rows if of_peers(row) == wanted] for wanted in (True, False)]
+
+
 def work(cell: dict) -> dict:
     return baselines.work(cell) if of_peers(cell) else finetune.finetune(cell)
 
@@ -58,11 +63,8 @@ def work(cell: dict) -> dict:
 
 
 def told(rows: list[dict]) -> str:
-    peers, law = ([row for row in rows if of_peers(row) == wanted] for wanted in (True, False))
-    lines = baselines.by_rate(peers)
-    for words, rate_of in (("at its best rate", lambda arm: best_rate(peers, arm=arm)),
-                           (f"at {shared(peers):g}", lambda arm: shared(peers))):
-        lines += ["", baselines.table(peers, words, rate_of)]
+    peers, law = parted(rows)
+    lines = baselines.tables(peers, shared(peers))
     if law:
         lines += ["", f"At {shared(peers):g}:", "", *rank_law.by_rank(law)]
     if len(rank_law.best_alphas(law)) > 2:
@@ -71,7 +73,7 @@ def told(rows: list[dict]) -> str:
 
 
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
-    peers, law = ([row for row in rows if of_peers(row) == wanted] for wanted in (True, False))
+    peers, law = parted(rows)
     found = baselines.compared(peers, shared(peers))
     if len(rank_law.best_alphas(law)) > 2:
         low, high = rank_law.law(law)["p_interval"]
@@ -86,7 +88,7 @@ def picture(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    peers, law = ([row for row in rows if of_peers(row) == wanted] for wanted in (True, False))
+    peers, law = parted(rows)
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2))
     baselines.draw_rates(left, peers)
     if law:

@@ -106,11 +106,12 @@ def report(script, rows: list[dict], quick: bool = False) -> str:
     names = list(cells[0])
     left = len({key(cell, names) for cell in cells} - {key(row, names) for row in rows})
     timed = [row for row in rows if row.get("seconds", "") != ""]
-    devices = {device: [row for row in timed if row.get("device", "cpu") == device]
-               for device in sorted({row.get("device", "cpu") for row in timed})}
+    devices = {}
+    for row in sorted(timed, key=lambda row: row.get("device", "cpu") != "cpu"):
+        devices.setdefault(row.get("device", "cpu"), []).append(row)
     each = [f"{sum(row['seconds'] for row in group) / 3600:.1f} hours of one core" if device == "cpu" else
             f"{len(group)} of them on one {device}" for device, group in devices.items()]
-    cost = [f"\n{len(rows)} runs, {', '.join(reversed(each))}"
+    cost = [f"\n{len(rows)} runs, {', '.join(each)}"
             + (f"; {left} runs are not made yet." if left else ".")] if timed else []
     return "\n".join([script.told(rows), "", *claims, *cost])
 

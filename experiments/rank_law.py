@@ -33,8 +33,8 @@ SEEDS = [0, 1, 2]
 STEPS = [50, 400]  # beside SETTING's 200
 RATES = [3e-4, 3e-3]  # beside SETTING's 1e-3
 FULL_RATES = [3e-4, 1e-3, 3e-3, 1e-2]
-WIDTHS = [64, 128, 256, 512]  # two layers, pre-trained for 1,000 steps of 16 rows
-GPU_WIDTHS = [1024, 2048]
+WIDTHS = [64, 128, 256, 512, 1024, 2048]  # two layers, pre-trained for 1,000 steps of 16 rows
+CPU_WIDTHS, CPU_WIDTHS_AT_BEST = WIDTHS[:4], WIDTHS[:3]  # what two cores can do in hours; the others ask for a GPU
 FULL_RATES_OF_WIDTHS = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 RULES = {"alpha = 2r": lambda r: 2.0 * r, "alpha = 16": lambda r: 16.0, "alpha = 32": lambda r: 32.0,
          "alpha = 256": lambda r: 256.0, "alpha = 512": lambda r: 512.0, "alpha = 1024": lambda r: 1024.0,
@@ -52,22 +52,16 @@ def cells(quick: bool, rows: list[dict]) -> list[dict]:
     for lr in RATES:
         found += over([16], grid_at(lr, GRID), SEEDS[:2], lr=lr)
     for width in WIDTHS:
-        found += of_width(width)
-    for width in GPU_WIDTHS:
-        found += finetune.on_gpu(of_width(width), rows)
-    for width in WIDTHS + GPU_WIDTHS:
-        at_best = of_width_at_best(width, rows)
-        found += at_best if width <= 256 else finetune.on_gpu(at_best, rows)
+        found += of_width(width, rows)
     return found
 
 
 def prepare(quick: bool) -> None:
     """The bases of several widths, those whose runs are not all there."""
-    rows, wider = grid.read_rows(grid.HERE / "rank_law.csv"), GPU_WIDTHS if finetune.DEVICE == "cuda" else []
-    for width in [] if quick else WIDTHS + wider:
+    rows = grid.read_rows(grid.HERE / "rank_law.csv")
+    for width in [] if quick else WIDTHS:
         folder, part = ROOT / f"out/widths/{width}", ROOT / f"out/widths/{width}-part"
-        needed = of_width(width) + (of_width_at_best(width, rows) if width <= 256 else [])
-        if not folder.is_dir() and not all(grid.pick(rows, **cell) for cell in needed):
+        if not folder.is_dir() and not all(grid.pick(rows, **cell) for cell in of_width(width, rows)):
             part.mkdir(parents=True, exist_ok=True)
             copy_tokenizer(ROOT / "data/base", part)
             pretrain(1000, 2e-3 * min(1, 512 / width), part, width, 2)
@@ -79,18 +73,16 @@ def over(ranks, grid, seeds, **own) -> list[dict]:
             for seed in seeds for rank in ranks for c in grid]
 
 
-def of_width(width: int) -> list[dict]:
-    return over([16], GRID, SEEDS[:2], base=f"out/widths/{width}")
-
-
-def of_width_at_best(width: int, rows: list[dict]) -> list[dict]:
-    """Full fine-tuning's rates, and once they are there the grid of c at its best."""
+def of_width(width: int, rows: list[dict]) -> list[dict]:
+    """The grid of c at one rate; full fine-tuning's rates, and once they are there the grid of c at its best."""
     base = f"out/widths/{width}"
-    found = [finetune.cell(arm="full", rank=0, alpha=0.0, lr=lr, base=base) for lr in FULL_RATES_OF_WIDTHS]
-    if len(grid.pick(rows, arm="full", base=base)) == len(found):
+    at_one = over([16], GRID, SEEDS[:2], base=base)
+    at_best = [finetune.cell(arm="full", rank=0, alpha=0.0, lr=lr, base=base) for lr in FULL_RATES_OF_WIDTHS]
+    if len(grid.pick(rows, arm="full", base=base)) == len(at_best):
         lr = best_rate(rows, arm="full", base=base)
-        found += over([16], grid_at(lr, GRID), SEEDS[:2], lr=lr, base=base)
-    return found
+        at_best += over([16], grid_at(lr, GRID), SEEDS[:2], lr=lr, base=base)
+    return [*(at_one if width in CPU_WIDTHS else finetune.on_gpu(at_one, rows)),
+            *(at_best if width in CPU_WIDTHS_AT_BEST else finetune.on_gpu(at_best, rows))]
 
 
 def rules(ranks, seeds) -> list[dict]:
@@ -120,10 +112,13 @@ def curves(rows: list[dict], **own) -> dict[tuple, dict[float, float]]:
     for row in usual(lora, **own) if lora else []:
         for c in grid_at(lr, GRID):
             if math.isclose(row["alpha"], c * math.sqrt(row["rank"])):
-                loss = math.inf if row["diverged"] else row["val_loss"]
-                found.setdefault((int(row["rank"]), int(row["seed"])), {})[c] = loss
+                found.setdefault((int(row["rank"]), int(row["seed"])), {})[c] = loss_of(row)
     return {(rank, seed): {c * math.sqrt(rank): loss for c, loss in sorted(curve.items())}
             for (rank, seed), curve in sorted(found.items()) if needed <= set(curve)}
+
+
+def loss_of(row: dict) -> float:
+    return math.inf if row["diverged"] else row["val_loss"]
 
 
 def at_one_rate(rows: list[dict]) -> list[dict]:
@@ -160,7 +155,7 @@ def ridge(rows: list[dict]) -> dict[float, float]:
     found = {}
     for lr in sorted({row["lr"] for row in rows}):
         of_rate = sorted(grid.pick(rows, lr=lr), key=lambda row: row["alpha"])
-        curve = {row["alpha"]: math.inf if row["diverged"] else row["val_loss"] for row in of_rate}
+        curve = {row["alpha"]: loss_of(row) for row in of_rate}
         if len(curve) > 2 and (best := optimum(curve)):
             found[lr] = best[0]
     return found
@@ -236,17 +231,21 @@ def shared(rows: list[dict]) -> dict[str, float]:
     return dict(sorted(means.items(), key=lambda item: item[1]))
 
 
+def best_c(rows: list[dict], **own) -> list[float]:
+    """c* of each seed at rank 16."""
+    return [alpha / math.sqrt(16) for alpha in best_alphas(rows, **own).get(16, [])]
+
+
 def over_width(rows: list[dict]) -> dict[int, list[float]]:
     """{width: c* of each seed} at rank 16."""
-    found = {width: best_alphas(rows, base=f"out/widths/{width}").get(16, [])
-             for width in WIDTHS + GPU_WIDTHS}
-    return {width: [alpha / 4 for alpha in alphas] for width, alphas in found.items() if alphas}
+    found = {width: best_c(rows, base=f"out/widths/{width}") for width in WIDTHS}
+    return {width: each for width, each in found.items() if each}
 
 
 def over_steps(rows: list[dict]) -> dict[int, list[float]]:
     """{steps: c* of each seed} at rank 16 on data/base."""
-    found = {steps: best_alphas(rows, steps=steps).get(16, []) for steps in sorted([*STEPS, 200])}
-    return {steps: [alpha / 4 for alpha in alphas] for steps, alphas in found.items() if alphas}
+    found = {steps: best_c(rows, steps=steps) for steps in sorted([*STEPS, 200])}
+    return {steps: each for steps, each in found.items() if each}
 
 
 def by_rank(rows: list[dict]) -> list[str]:
@@ -266,25 +265,25 @@ def by_rank(rows: list[dict]) -> list[str]:
 
 def over_rates(rows: list[dict]) -> dict[float, list[float]]:
     """{learning rate: c* of each seed} at rank 16 on data/base."""
-    found = {lr: best_alphas(usual(rows, lr=lr)).get(16, []) for lr in sorted([*RATES, 1e-3])}
-    return {lr: [alpha / 4 for alpha in alphas] for lr, alphas in found.items() if alphas}
+    found = {lr: best_c(usual(rows, lr=lr)) for lr in sorted([*RATES, 1e-3])}
+    return {lr: each for lr, each in found.items() if each}
 
 
 def matched(rows: list[dict]) -> dict[str, tuple[int, float, list[float]]]:
     """{base: (width, full fine-tuning's best rate, c* of each seed at it)} at rank 16, where both are inside the grids.
-    That rate is a parabola's, and c* is taken there from the nearest rate of the grid along data/base's power law."""
-    wide = [row for row in grid.read_rows(grid.HERE / "gpu.csv") if row["arm"] in ("lora", "full")]
-    bases = {"data/base": 256, **{f"out/widths/{width}": width for width in WIDTHS + GPU_WIDTHS}, "out/base-gpu": 1024}
+    That rate is a parabola's, and c* is taken there from the best rate of the grid along data/base's power law. The
+    runs on out/base-gpu are gpu.py's."""
+    rows, p = rows + grid.read_rows(grid.HERE / "gpu.csv"), power(over_rates(rows).items())
+    bases = {"data/base": 256, **{f"out/widths/{width}": width for width in WIDTHS}, "out/base-gpu": 1024}
     found = {}
     for base, width in sorted(bases.items(), key=lambda item: item[1]):
-        of_base = grid.pick(rows + wide, base=base, steps=200)
-        full = {lr: row["val_loss"] for lr, row in tuned(of_base, arm="full").items()}
+        of_base = grid.pick(rows, base=base, steps=200)
+        full = {lr: loss_of(row) for lr, row in tuned(of_base, arm="full").items()}
         if len(full) > 2 and (best := optimum(full)):
             lr = min(full, key=full.get)
-            alphas = best_alphas(grid.pick(of_base, lr=lr)).get(16, [])
-            moved = (best[0] / lr) ** power(over_rates(rows))
-            found[base] = width, best[0], [alpha / 4 * moved for alpha in alphas]
-    return {base: row for base, row in found.items() if row[2]}
+            if each := best_c(grid.pick(of_base, lr=lr)):
+                found[base] = width, best[0], [c * (best[0] / lr) ** p for c in each]
+    return found
 
 
 def sides(rows: list[dict]) -> tuple[float, dict[int, float], dict[int, float]]:
@@ -334,20 +333,21 @@ def told(rows: list[dict]) -> str:
             grids = curves(rows, base=f"out/widths/{width}").values()
             lines.append(f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} | "
                          f"{statistics.fmean(min(curve.values()) for curve in grids):.3f} |")
-        lines += ["", f"c* goes as width^{power(over_width(rows)):.2f}."]
+        lines += ["", f"c* goes as width^{power(over_width(rows).items()):.2f}."]
     if len(over_rates(rows)) > 1:
         lines += ["", "| learning rate | c*, each seed |", "|---|---|"]
         lines += [f"| {lr:g} | {', '.join(f'{c:.0f}' for c in each)} |" for lr, each in over_rates(rows).items()]
-        lines += ["", f"c* goes as lr^{power(over_rates(rows)):.2f}.", "",
+        lines += ["", f"c* goes as lr^{power(over_rates(rows).items()):.2f}.", "",
                   "| width, base | full fine-tuning's best rate | c* there, each seed | √(3n) |", "|---|---|---|---|"]
         at_best = matched(rows)
         lines += [f"| {width}, {base} | {lr:.1e} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
                   for base, (width, lr, each) in at_best.items()]
-        lines += ["", f"There c* goes as width^{power_of_width(at_best):.2f}."] if len(at_best) > 1 else []
+        if len(at_best) > 1:
+            lines += ["", f"There c* goes as width^{power((n, each) for n, _, each in at_best.values()):.2f}."]
     if len(over_steps(rows)) > 1:
         lines += ["", "| steps | c*, each seed |", "|---|---|"]
         lines += [f"| {steps} | {', '.join(f'{c:.0f}' for c in each)} |" for steps, each in over_steps(rows).items()]
-        lines += ["", f"c* goes as steps^{power(over_steps(rows)):.2f}."]
+        lines += ["", f"c* goes as steps^{power(over_steps(rows).items()):.2f}."]
     return "\n".join(lines)
 
 
@@ -363,12 +363,9 @@ def law_in_words(rows: list[dict]) -> str:
             + "{c:.0f}·r^{p:.2f}, [{:.2f}, {:.2f}].".format(*low["p_interval"], **low))
 
 
-def power(groups: dict[int, list[float]]) -> float:
-    return fitted([(x, statistics.geometric_mean(each)) for x, each in groups.items()])[1]
-
-
-def power_of_width(at_best: dict[str, tuple[int, float, list[float]]]) -> float:
-    return fitted([(width, statistics.geometric_mean(each)) for width, _, each in at_best.values()])[1]
+def power(points) -> float:
+    """The exponent of (x, the seeds' values)."""
+    return fitted([(x, statistics.geometric_mean(each)) for x, each in points])[1]
 
 
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
@@ -383,10 +380,10 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
                       grid.verdict(next(iter(means)) not in RULES)))
     if len(over_width(rows)) > 1:
         found.append(("at one rate c* grows as the square root of the width (exponent 0.25 to 0.75)",
-                      grid.verdict(0.25 <= power(over_width(rows)) <= 0.75)))
+                      grid.verdict(0.25 <= power(over_width(rows).items()) <= 0.75)))
     if len(over_rates(rows)) > 1 and len(at_best := matched(rows)) > 1:
-        found.append(("at full fine-tuning's best rate it does (the same)",
-                      grid.verdict(0.25 <= power_of_width(at_best) <= 0.75)))
+        p = power((width, each) for width, _, each in at_best.values())
+        found.append(("at full fine-tuning's best rate it does (the same)", grid.verdict(0.25 <= p <= 0.75)))
     return found
 
 
@@ -454,14 +451,14 @@ def picture(rows: list[dict], path: Path) -> None:
         of_rest.plot(*zip(*points), "s", color="#2a9d8f", ms=5)
         of_rest.annotate("at full fine-tuning's best rate", points[0], xytext=(6, -12), textcoords="offset points",
                          color="#2a9d8f", fontsize=8)
-    widths = list(over_width(rows)) or WIDTHS
+    widths = list(over_width(rows)) or CPU_WIDTHS
     of_rest.plot(widths, [math.sqrt(3 * n) for n in widths], color="#1f4e79", lw=0.9, ls=":")
     of_rest.annotate("√(3n)", (widths[-1], math.sqrt(3 * widths[-1])), xytext=(0, 6), textcoords="offset points",
                      fontsize=8, color="#1f4e79", ha="right")
     of_rest.set(xscale="log", yscale="log", xlabel="width n, or steps", ylabel="best c at rank 16",
                 title="best c over the width and over the steps")
     of_rest.set_ylim(10, 400)
-    of_rest.set_xticks(WIDTHS + GPU_WIDTHS, map(str, WIDTHS + GPU_WIDTHS))
+    of_rest.set_xticks(WIDTHS, map(str, WIDTHS))
     of_rest.minorticks_off()
     of_rest.set_visible(len(over_width(rows)) > 1 or len(over_steps(rows)) > 1)
     fig.tight_layout()

@@ -30,7 +30,7 @@ BASE, DATA, LONGEST = "data/smollm2", "out/gsm8k-short", 128
 RATES, SHARED, SEEDS = [2e-5, 1e-4, 5e-4, 2e-3], 2e-5, [0, 1, 2]
 RANKS = [16, 4, 64]  # in this order
 TEST, QUICK = 100, dict(steps=2, batch=1, val=2)
-STEPS, LONG, LONG_TEST = 40, 200, 222
+STEPS, LONG, LONG_TEST = 40, 200, 222  # all of the short ones
 
 
 def prepare(quick: bool) -> None:
@@ -120,8 +120,10 @@ def of_rank(rows: list[dict], rank: int) -> list[dict]:
 
 
 def work(cell: dict) -> dict:
-    test = TEST if cell["steps"] <= STEPS else LONG_TEST
-    test *= cell["seed"] == 1 or cell["arm"] == "none" and cell["val"] > 2  # one seed: it takes minutes
+    if cell["seed"] == 1 or cell["arm"] == "none" and cell["val"] > 2:  # one seed: it takes minutes
+        test = TEST if cell["steps"] <= STEPS else LONG_TEST
+    else:
+        test = 0
     return finetune.finetune(cell, drift=cell["arm"] == "lora", forgetting=True, test=test, log=Watch())
 
 
@@ -163,10 +165,12 @@ def pass1(rows: list[dict]) -> str:
 
 
 def told(rows: list[dict]) -> str:
-    lines = [f"{STEPS} steps:", "", *tables(of_steps(rows, min(row["steps"] for row in rows)))]
-    if long := grid.pick(rows, steps=LONG):
-        lines += ["", f"{LONG} steps, on an {long[0]['device']}:", "", *tables(of_steps(rows, LONG))]
-    return "\n".join(lines)
+    return "\n\n".join("\n".join([f"{steps:g} steps:", "", *tables(of_steps(rows, steps))]) for steps in lengths(rows))
+
+
+def lengths(rows: list[dict]) -> list[float]:
+    """The numbers of steps that runs had."""
+    return sorted({row["steps"] for row in rows if row["arm"] != "none"})
 
 
 def tables(rows: list[dict]) -> list[str]:
@@ -229,15 +233,15 @@ def over_ranks(ridges: dict[int, dict[float, float]], rates: list[float]) -> lis
 def summary(rows: list[dict]) -> str:
     """One line an arm of rank 16: 40 and 200 steps, each at the shared rate and at its best."""
     before = next(row for row in rows if row["arm"] == "none")
-    lengths = [STEPS, LONG]
-    lines = ["| rank 16; loss: mean (range) of three seeds, pass@1: one seed |" + "".join(
-        f" {steps} steps, loss at {SHARED:g} | at its best rate | pass@1 of {tested(of_steps(rows, steps))}, % |"
-        for steps in lengths),
-             "|---|" + "---|" * 3 * len(lengths),
-             f"| before | {mean([before], 'val_loss')} | | {pass1([before])} | | | |"]
+    seeds = min(len(grid.pick(rows, steps=steps, lr=SHARED, **arm)) for steps in lengths(rows) for arm in MAIN)
+    lines = [f"| rank 16; loss: mean (range), seeds: {seeds}; pass@1: one seed |" + "".join(
+        f" {steps:g} steps, loss at {SHARED:g} | at its best rate | pass@1 of {tested(of_steps(rows, steps))}, % |"
+        for steps in lengths(rows)),
+             "|---|" + "---|" * 3 * len(lengths(rows)),
+             f"| before | {mean([before], 'val_loss')} | | {pass1([before])} |" + " |" * 3 * (len(lengths(rows)) - 1)]
     for arm in MAIN:
         shown = []
-        for steps in lengths:
+        for steps in lengths(rows):
             of_length = of_steps(rows, steps)
             best = best_rate(of_length, **arm)
             small, tuned_to = (grid.pick(of_length, lr=lr, **arm) for lr in (SHARED, best))
@@ -259,24 +263,24 @@ def loss_at(rows: list[dict], lr: float, **arm) -> float:
 def findings(rows: list[dict]) -> list[tuple[str, str]]:
     """Of both numbers of steps, where both are there."""
     habit, rule = MAIN[1], next(arm for arm in MAIN if arm["alpha"] == 1024)
-    lengths = [of_length for steps in sorted({row["steps"] for row in rows if row["arm"] != "none"})
-               if all(tuned(of_length := of_steps(rows, steps), **arm) for arm in MAIN)]
-    if not lengths:
+    groups = [of_length for steps in lengths(rows)
+              if all(tuned(of_length := of_steps(rows, steps), **arm) for arm in MAIN)]
+    if not groups:
         return []
     near = []
-    for of_length in lengths:
+    for of_length in groups:
         full, ours, theirs = (loss_at(of_length, SHARED, **arm) for arm in (FULL, rule, habit))
         near.append(ours < 1.05 * full < theirs)
     found = [(f"at {SHARED:g} alpha = 256·√r ends within 5% of full fine-tuning's loss, and alpha = 2r does not",
               grid.verdict(*near))]
-    if len(tuned(lengths[0], **rule)) > 1:
+    if len(tuned(groups[0], **rule)) > 1:
         pairs = [[grid.pick(of_length, lr=best_rate(of_length, **arm), **arm) for arm in (rule, habit)]
-                 for of_length in lengths]
+                 for of_length in groups]
         found += [("with each at its best rate every seed of alpha = 256·√r ends below every one of alpha = 2r",
                    grid.verdict(*(below(ours, theirs, "val_loss") for ours, theirs in pairs))),
                   ("and every one forgets more of the English",
                    grid.verdict(*(below(theirs, ours, "base_loss") for ours, theirs in pairs)))]
-    ridges = {rank: ridge(of_rank(lengths[0], rank)) for rank in RANKS}
+    ridges = {rank: ridge(of_rank(groups[0], rank)) for rank in RANKS}
     if all(ridges.values()):
         powers = over_ranks(ridges, sorted(set.intersection(*map(set, ridges.values()))))
         found.append((f"the best alpha grows as the square root of the rank (exponent 0.25 to 0.75) in {STEPS} steps, "
@@ -294,10 +298,9 @@ def picture(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lengths = sorted({row["steps"] for row in rows if row["arm"] != "none"})
     colors = ["#000000", "#1f4e79", "#5b8db8", "#c1272d", "#e0a030"]
     fig, ((left, long), (middle, right)) = plt.subplots(2, 2, figsize=(10, 7.6))
-    for ax, steps in zip((left, long), lengths):
+    for ax, steps in zip((left, long), lengths(rows)):
         for arm, color in zip(MAIN, colors):
             line = [(lr, row["val_loss"]) for lr, row in tuned(of_steps(rows, steps), **arm).items()
                     if not row["diverged"]]
@@ -305,8 +308,9 @@ def picture(rows: list[dict], path: Path) -> None:
                 ax.plot(*zip(*line), "o-", color=color, ms=4, lw=1.2, label=title(**arm).removeprefix("rank 16, "))
         ax.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title=f"rank 16, {steps:g} steps of 8")
         ax.legend(frameon=False, fontsize=8)
-    long.set_visible(len(lengths) > 1)
-    short = of_steps(rows, lengths[0])
+    first = lengths(rows)[0]
+    long.set_visible(len(lengths(rows)) > 1)
+    short = of_steps(rows, first)
     for rank, color in zip(RANKS, ["#2a9d8f", "#7a5195", "#b0577a"]):
         line = sorted((row["alpha"], row["val_loss"]) for row in
                       grid.pick(of_rank(short, rank), lr=SHARED, diverged=0))
@@ -317,8 +321,8 @@ def picture(rows: list[dict], path: Path) -> None:
     if tuned(short, **FULL):
         middle.axhline(loss_at(short, SHARED, **FULL), color="black", lw=0.8, ls=":")
     middle.set(xscale="log", xlabel="alpha", ylabel="validation loss",
-               title=f"{lengths[0]:g} steps at {SHARED:g} (dotted: full fine-tuning)")
-    for steps, mark in zip(lengths, "ox"):
+               title=f"{first:g} steps at {SHARED:g} (dotted: full fine-tuning)")
+    for steps, mark in zip(lengths(rows), "ox"):
         start = english(of_steps(rows, steps))
         for arm, color in zip(MAIN[1:], colors[1:]):
             line = [(row["alpha"] * row["lr"], row["base_loss"] - start) for row in

@@ -59,8 +59,8 @@ def test_the_files_are_what_the_script_writes():
 
 @pytest.mark.parametrize("flags, layers, width", [([], 4, 256), (["--preset", "gpu"], 6, 1024)])
 def test_a_preset_writes_its_own_folder(flags, layers, width, monkeypatch, tmp_path):
-    """A model of one step and a tenth of the width, in the place and with the sizes of the preset; no file of another
-    preset is written, and both have data/base's tokenizer, learnt or copied."""
+    """A small model of one step in the place of the preset, which asked for its own sizes; no file of another preset is
+    written, both have data/base's tokenizer, learnt or copied, and a flag is taken at its word, 0 as well."""
     pretrain, sizes = base.pretrain, []
     monkeypatch.setattr(base, "HERE", tmp_path / "data/base")
     shutil.copytree(ROOT / "data/base", base.HERE)
@@ -69,13 +69,14 @@ def test_a_preset_writes_its_own_folder(flags, layers, width, monkeypatch, tmp_p
     monkeypatch.setattr(base, "learn_tokenizer", lambda sample, folder: [
         shutil.copy(base.HERE / name, folder) for name in ("base.tiktoken", "spec.json")])
 
-    def small(steps, lr, folder, width=256, layers=4, batch_size=16):
+    def small(steps, lr, folder, width, layers, batch_size):
+        assert (steps, lr) == (1, 0.0)
         sizes.append((layers, width))
-        pretrain(steps, lr, folder, 64, 1, 2)
+        pretrain(steps, 1e-3, folder, 64, 1, 2)
 
     monkeypatch.setattr(base, "pretrain", small)
     monkeypatch.setattr(base, "measure", lambda folder: None)
-    monkeypatch.setattr("sys.argv", ["prepare.py", "--steps", "1", *flags])
+    monkeypatch.setattr("sys.argv", ["prepare.py", "--steps", "1", "--lr", "0", *flags])
     base.main()
     home = tmp_path / ("out/base-gpu" if flags else "data/base")
     assert sizes == [(layers, width)] and (home / "base.tiktoken").read_bytes() == ranks

@@ -35,6 +35,8 @@ from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
 SEED = 1337
 ROW = 256  # tokens a training row: whole problems one after the other
 VOCABULARY = 512
+PRESETS = {"small": dict(steps=5000, lr=2e-3, width=256, layers=4, batch_size=16),
+           "gpu": dict(steps=2500, lr=1e-3, width=1024, layers=6, batch_size=32)}
 # Digits one by one, as Llama 2 and Qwen do: arithmetic then has columns to carry between.
 PATTERN = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -314,7 +316,7 @@ def val_batches(encoding: tiktoken.Encoding) -> list:
     return list(itertools.islice(rows(corpus(random.Random(SEED + 2)), encoding, 16), 8))
 
 
-def pretrain(steps: int, lr: float, folder: Path, width: int = 256, layers: int = 4, batch_size: int = 16) -> None:
+def pretrain(steps: int, lr: float, folder: Path, width: int, layers: int, batch_size: int = 16) -> None:
     """Writes a model to the folder, whose tokenizer is there. width: of the residual stream, a multiple of 64."""
     encoding = load_tokenizer(folder)
     config = GPTConfig(vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16 * math.ceil(width / 6),
@@ -357,13 +359,14 @@ def measure(folder: Path) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=["small", "gpu"], default="small",
+    parser.add_argument("--preset", choices=PRESETS, default="small",
                         help="small: 4 layers of width 256; gpu: 6 of 1024 (default: small)")
     parser.add_argument("--steps", type=int, help="updates (default: 5000 of 16 rows of 256 tokens; gpu: 2500 of 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3; gpu: 1e-3)")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure the base that is there")
     args = parser.parse_args()
 
+    given = {name: value for name in ("steps", "lr") if (value := getattr(args, name)) is not None}
     home = HERE if args.preset == "small" else HERE.parents[1] / "out/base-gpu"
     if not args.measure:
         home.mkdir(parents=True, exist_ok=True)
@@ -371,10 +374,9 @@ def main():
             if args.preset == "small":
                 sample = corpus(random.Random(SEED + 1))
                 learn_tokenizer("\n".join(text(*next(sample)) for _ in range(2000)), Path(folder))
-                pretrain(args.steps or 5000, args.lr or 2e-3, Path(folder))
             else:
                 copy_tokenizer(HERE, folder)
-                pretrain(args.steps or 2500, args.lr or 1e-3, Path(folder), width=1024, layers=6, batch_size=32)
+            pretrain(folder=Path(folder), **PRESETS[args.preset] | given)
             for path in Path(folder).iterdir():
                 os.replace(path, home / path.name)
     measure(home)

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from eval_pass1 import (Parser, begin_token, data_file, encode_example, end_tokens, load_problems, plain_output,
-                        print_table, solve, summarize)
+from eval_pass1 import Parser, plain_output, print_table, solve, summarize
 from hf import (COPIED, copy_tokenizer, load_adapter, load_model, load_tokenizer, read_json, save_adapter, save_model,
                 write_json)
 from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
                         merge_lora, train)
+from problems import begin_token, data_file, encode_example, end_tokens, load_problems
 
 HERE = Path(__file__).resolve().parent
 

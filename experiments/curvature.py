@@ -20,9 +20,9 @@ import grid  # puts the modules above this folder on the path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eval_pass1 import encode_example, end_tokens, load_problems
 from hf import load_config, load_model, load_tokenizer
 from lora_alpha import collate, epochs, inject_lora, lora_layers, lora_scaling, train
+from problems import encode_example, end_tokens, load_problems
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -21,8 +21,9 @@ import grid  # puts the modules above this folder on the path
 from finetune import best_rate, tuned
 from rank_law import fitted, ridge
 
-from eval_pass1 import encode_example, end_tokens, load_problems, wilson
+from eval_pass1 import wilson
 from hf import load_config, load_tokenizer
+from problems import encode_example, end_tokens, load_problems
 
 ROOT = grid.HERE.parent
 COLUMNS = finetune.COLUMNS

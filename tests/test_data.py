@@ -12,7 +12,7 @@ import pytest
 
 from data.base import prepare as base
 from data.equations import prepare as equations
-from eval_pass1 import is_correct
+from grader import is_correct
 from hf import load_model
 
 ROOT = Path(__file__).parents[1]

@@ -22,10 +22,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import eval_pass1
-from eval_pass1 import (GPQA, PROTOCOLS, Protocol, answers, data_file, decode, equal, is_correct, load_chat,
-                        load_problems, paired_difference, pass1_interval, pass_at_k, summarize)
+from eval_pass1 import answers, paired_difference, pass1_interval, pass_at_k, summarize
+from grader import equal, is_correct
 from hf import load_model, load_tokenizer, save_adapter
 from lora_alpha import inject_lora, lora_layers
+from problems import GPQA, PROTOCOLS, Protocol, data_file, decode, load_chat, load_problems
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/real"

@@ -12,8 +12,8 @@ import sympy
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-import eval_pass1
-from eval_pass1 import FIELDS, extract_answer, is_correct
+import grader
+from grader import FIELDS, extract_answer, is_correct
 
 KINDS = ("math", "gsm8k", "choice")
 MINUS_SIGNS = ("-", "−", "–", "—", "－", "﹣")
@@ -876,7 +876,7 @@ def test_no_text_is_run(payload, tmp_path, monkeypatch):
                 assert type(is_correct(response, gold, kind)) is bool
     assert not calls and not (tmp_path / "ran").exists()
     assert same("0.5", r"\frac12") is True and same("(x+1)^2", "x^2+2x+1") is True
-    assert not hasattr(eval_pass1, "sympy")
+    assert not hasattr(grader, "sympy")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf
-from eval_pass1 import encode_example
 from hf import copy_tokenizer, load_adapter, load_config, load_model, load_tokenizer, save_adapter, save_model
 from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers, merge_lora
+from problems import encode_example
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "data" / "base"

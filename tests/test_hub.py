@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from eval_pass1 import begin_token
 from hf import load_config, load_model, load_tokenizer, save_model
 from lora_alpha import GPTConfig
+from problems import begin_token
 
 tokenizers = pytest.importorskip("tokenizers")
 REAL = Path(__file__).parents[2] / "shared/real"

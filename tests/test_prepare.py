@@ -24,7 +24,7 @@ from data.choice import prepare as choice
 from data.gpqa import prepare as gpqa
 from data.gsm8k import prepare as gsm8k
 from data.math import prepare as maths
-from eval_pass1 import load_problems
+from problems import load_problems
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"

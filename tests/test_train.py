@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import train as script
-from eval_pass1 import encode_example, encode_prompt, load_problems
 from hf import load_adapter, load_model, load_tokenizer
+from problems import encode_example, encode_prompt, load_problems
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/real"

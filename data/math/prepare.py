@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as a script
 
-from eval_pass1 import last_box  # noqa: E402
+from grader import last_box  # noqa: E402
 
 COUNTS = {"train": [7500], "test": [5000, 500]}
 WANT = "want the unpacked MATH folder, MATH.tar, or a JSONL file with problem and solution"

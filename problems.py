@@ -1,0 +1,323 @@
+"""Files of problems → prompts → token ids and back: reading, protocols, few-shot, chat templates."""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import tiktoken
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from grader import KINDS, last_box
+from hf import read_json
+from lora_alpha import GPTConfig
+
+# ---- Problems --------------------------------------------------------------------------------------------------------
+
+GPQA = ["Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
+
+
+def data_file(path: str | Path, name: str) -> Path:
+    """NAME.jsonl or NAME.csv of a data folder; a file is itself."""
+    path = Path(path)
+    if path.is_dir():
+        return path / (f"{name}.csv" if (path / f"{name}.csv").exists() else f"{name}.jsonl")
+    return path
+
+
+def read_rows(path: Path) -> list[tuple[str, dict]]:
+    """(where, fields) of each row of a CSV file or a JSONL file; blank lines are passed over."""
+    if not path.is_file():
+        maker = path.parent / "prepare.py"
+        raise ValueError(f"{path}: there is no such file" + (f"; python {maker} makes it" if maker.exists() else ""))
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from None
+    rows = []
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    else:
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 inside a string ends no line
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: not a JSON object")
+            rows.append((f"{path}, line {number}", row))
+    if not rows:
+        raise ValueError(f"{path}: holds no problem")
+    return rows
+
+
+def load_problems(path: str | Path) -> list[dict]:
+    """Problems of a JSONL file in MATH's fields (problem, solution, answer) or GSM8K's (question, answer with ####), or
+    of a CSV file in GPQA's.
+
+    Each has id (its row, from 0), problem, solution, working (the solution without its final answer), answer (None
+    where no gold answer is known), kind, level and subject; a choice also has its question and its options, shuffled.
+    ValueError names file and line.
+    """
+    problems = []
+    for number, (where, row) in enumerate(read_rows(Path(path))):
+        level, subject = row.get("level", "all"), row.get("type") or row.get("subject") or "all"
+        if "Question" in row:
+            problem = read_choice(row, where)
+            subject = row.get("High-level domain") or row.get("Subdomain") or "all"
+        elif "question" in row and "problem" not in row:
+            problem = dict(kind="gsm8k", problem=row["question"], solution=row.get("answer"), answer=None)
+            if isinstance(problem["solution"], str) and "####" in problem["solution"]:
+                working, _, problem["answer"] = (part.strip() for part in problem["solution"].rpartition("####"))
+                problem["working"] = re.sub(r"<<[^>]*>>", "", working)  # its calculator's notes
+        else:
+            problem = dict(kind="math", **{name: row.get(name) for name in ("problem", "solution", "answer")})
+            if problem["answer"] is None and isinstance(problem["solution"], str):
+                problem["answer"] = last_box(problem["solution"])
+        for name in ("problem", "solution", "answer"):
+            if not isinstance(problem[name], str) and (name, problem[name]) != ("answer", None):
+                raise ValueError(f"{where}: no text for {name!r}; want MATH's problem, solution (and answer), GSM8K's "
+                                 "question and answer, or GPQA's columns")
+        problem.setdefault("working", problem["solution"])
+        problems.append(dict(problem, id=number, level=level_name(level), subject=str(subject)))
+    return problems
+
+
+def level_name(level) -> str:
+    return f"Level {level}" if str(level).isdigit() else str(level)  # MATH-500 has 5 for MATH's "Level 5"
+
+
+def read_choice(row: dict, where: str) -> dict:
+    """A row of GPQA's CSV. The order of its options is drawn from a hash of its question, so it is everyone's."""
+    missing = [name for name in GPQA if not isinstance(row.get(name), str) or not row[name].strip()]
+    if missing:
+        raise ValueError(f"{where}: column {missing[0]!r} is missing or empty; want {', '.join(GPQA)}")
+    question, *texts = (row[name].strip() for name in GPQA)
+    draw = int(hashlib.sha256(question.encode()).hexdigest(), 16) % 24
+    order = list(itertools.permutations(range(4)))[draw]  # order[i]: which text is option i; text 0 is the right one
+    options, letter = [texts[i] for i in order], "ABCD"[order.index(0)]
+    working = (row.get("Explanation") or "").strip()
+    return dict(kind="choice", problem=ask_choice(question, options, "({}) {}"), question=question, options=options,
+                working=working, solution=f"{working} The answer is ({letter}).".strip(), answer=letter)
+
+
+def ask_choice(question: str, options: list[str], style: str) -> str:
+    return "\n".join([question, *(style.format(letter, option) for letter, option in zip("ABCD", options))])
+
+
+# ---- Prompts ---------------------------------------------------------------------------------------------------------
+
+PROMPT = "Problem: {problem}\nSolution:"
+
+# The published protocols, in our own layout: kind → (worked examples, most new tokens, question, worked answer).
+# {working} is a solution without its final answer. Wording moves such a number by points: for a figure that is to stand
+# beside a published one, take the words from the source and give them as --prompt "... {problem} ...".
+PROTOCOLS = {
+    "plain": dict(
+        source="this repository: what train.py teaches", chat=False, option="({}) {}",
+        math=(0, 256, PROMPT, " {solution}")),
+    "minerva": dict(
+        source="Lewkowycz et al. 2022 (arXiv:2206.14858), appendix; 512 tokens as in Llama 3's evaluation details. Its "
+               "four examples are MATH training problems and are not here: yours are the first of --few-shot-from",
+        chat=False, option="({}) {}",
+        math=(4, 512, "Problem:\n{problem}\n\nSolution:", "\n{working}\nThe final answer is ${answer}$."),
+        gsm8k=(4, 512, "Problem:\n{problem}\n\nSolution:", "\n{working}\nThe final answer is {answer}."),
+        choice=(4, 512, "Problem:\n{problem}\n\nSolution:", "\n{working}\nThe final answer is ({answer}).")),
+    "tulu3": dict(
+        source="Lambert et al. 2024 (arXiv:2411.15124), evaluation appendix, and github.com/allenai/olmes", chat=True,
+        option="({}) {}",
+        math=(4, 1024, "Problem:\n{problem}\n\nSolution:", "{working}\nThe final answer is ${answer}$."),
+        gsm8k=(8, 512, "Question: {problem}\nAnswer:", "{working} So the answer is {answer}."),
+        choice=(0, 2048, "Choose the one right option of this question. Reason step by step first, and close with the "
+                "line \"Therefore, the answer is (X)\", X being its letter.\n\nQuestion: {problem}\nAnswer:",
+                "{working}\nTherefore, the answer is ({answer}).")),
+    "llama3": dict(
+        source="github.com/meta-llama/llama-models, models/llama3_1/eval_details.md, and the prompts in the evals data "
+               "sets at huggingface.co/meta-llama", chat=True, option="{}. {}",
+        math=(0, 5120, "Solve this problem. Where one or two steps do, answer in a few words; otherwise write each "
+              "step under a heading such as\n\n## Step 1: What it does\n\nClose with the sentence\n\nTherefore, the "
+              "final answer is: $\\boxed{X}$\n\nwhere X is the number or expression alone.\n\nProblem: {problem}",
+              "{working}\n\nTherefore, the final answer is: $\\boxed{{answer}}$"),
+        gsm8k=(8, 1024, "Reason about this problem, and close with \"The final answer is X\", X being a number.\n\n"
+               "Problem: {problem}", "{working} The final answer is {answer}"),
+        choice=(0, 2048, "Choose the best of the four candidate answers A, B, C and D to this question. Where it is "
+                "simple, answer in a few words; otherwise write each step under a heading such as\n\n## Step 1: What "
+                "it does\n\nClose with the sentence\n\nThe best answer is X.\n\nwhere X is one of the letters.\n\n"
+                "Question: {problem}\n\nThink step by step.", "{working}\nThe best answer is {answer}.")),
+    "simple-evals": dict(
+        source="github.com/openai/simple-evals, math_eval.py and common.py (sampled at temperature 0.5, 2,048 tokens)",
+        chat=True, option="{}) {}",
+        math=(0, 2048, "Solve this math problem step by step. Let the last line of your response be Answer: $ANSWER, "
+              "where $ANSWER is your answer, and use no box.\n\n{problem}", "{working}\n\nAnswer: {answer}"),
+        choice=(0, 2048, "Answer this multiple choice question. Think step by step, and let the last line of your "
+                "response be Answer: $LETTER, where LETTER is one of ABCD.\n\n{problem}",
+                "{working}\n\nAnswer: {answer}")),
+}
+
+
+def fill(template: str, **fields: str) -> str:
+    """The template with its {names} replaced, all at once: braces in what is filled in, or in LaTeX, are only text."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in fields), lambda match: fields[match[0][1:-1]], template)
+
+
+class Protocol:
+    """How a problem is put to the model: the wording of one kind of problem, and worked examples before it."""
+
+    def __init__(self, name: str, kind: str):
+        """name: one of PROTOCOLS, or a format string with {problem}. ValueError for anything else."""
+        if name not in PROTOCOLS and "{problem}" not in name:
+            raise ValueError(f"--prompt {name!r}: want one of {', '.join(PROTOCOLS)}, or a text with {{problem}} in "
+                             "it; --help-prompts prints them all")
+        self.name, entry = name, PROTOCOLS.get(name)
+        if entry and name != "plain":
+            self.name += " in our wording"
+        if not entry:  # a shell has no easy way to write a line feed; \nabla is none
+            question = re.sub(r"\\n(?![a-z])", "\n", name)
+            self.name = repr(question)
+            entry = dict(chat=False, option="({}) {}",
+                         math=(0, 256, question, "{solution}" if question[-1].isspace() else " {solution}"))
+        self.chat, self.option = entry["chat"], entry["option"]
+        self.shots, self.max_new_tokens, self.question, self.answer = entry.get(kind, entry["math"])
+        first = self.question.partition("{problem}")[0].strip().partition("\n")[0]
+        self.cut = f"\n{first}" if ":" in first else ""  # how an invented next problem would begin: "Problem:", "Q:"
+        self.examples = []
+
+    def ask(self, problem: dict) -> str:
+        text = problem["problem"]
+        if "options" in problem:
+            text = ask_choice(problem["question"], problem["options"], self.option)
+        return fill(self.question, problem=text)
+
+    def turns(self, problem: dict) -> list[str]:
+        """Question and answer of each worked example, then the question."""
+        texts = []
+        for shot in self.examples:
+            answer = fill(self.answer, solution=shot["solution"], working=shot["working"], answer=shot["answer"] or "")
+            texts += [self.ask(shot), answer]
+        return [*texts, self.ask(problem)]
+
+    def encode(self, encoding: tiktoken.Encoding, problem: dict, bos: int | None, chat=None) -> list[int]:
+        """The prompt's tokens: chat turns through the folder's template, chat, where there is one; else plain text."""
+        turns = self.turns(problem)
+        if self.chat and chat:
+            roles = itertools.cycle(("user", "assistant"))
+            return chat([dict(role=role, content=text) for role, text in zip(roles, turns)])
+        gap = " " if self.chat else ""  # between a question and its answer
+        text = "".join(turn + ("" if i == len(turns) - 1 else "\n\n" if i % 2 else gap) for i, turn in enumerate(turns))
+        return [bos] * (bos is not None) + encoding.encode_ordinary(text)
+
+
+def help_prompts() -> str:
+    """Every named protocol in full."""
+    texts = []
+    for name, entry in PROTOCOLS.items():
+        texts.append(f"==== {name}: {'chat turns' if entry['chat'] else 'plain text'}. Source: {entry['source']}")
+        for kind in (kind for kind in KINDS if kind in entry):
+            shots, tokens, question, answer = entry[kind]
+            texts.append(f"---- {name}, {kind}: {shots} worked examples, at most {tokens:,} new tokens\n{question}\n"
+                         f"-- a worked answer, in an example\n{answer.strip()}")
+    texts.append("A kind that a protocol lacks is asked as its math is. A choice's options follow its question: " +
+                 ", ".join(f"{name} {entry['option'].format('A', 'text')!r}" for name, entry in PROTOCOLS.items()))
+    return "\n\n".join(texts)
+
+
+def end_tokens(encoding: tiktoken.Encoding, config: GPTConfig, chat: bool = False) -> tuple[int, ...]:
+    """The tokens that end an answer: the model's, else the tokenizer's <|endoftext|>; training teaches the first.
+
+    In a chat the tokens that end a turn do, too. Raises ValueError where there is none, or where model and tokenizer do
+    not belong together.
+    """
+    ends = config.eos_token_id
+    if not ends and "<|endoftext|>" in encoding.special_tokens_set:
+        ends = (encoding.eot_token,)
+    if chat:
+        turn_ends = {"<|im_end|>", "<|eot_id|>"} & encoding.special_tokens_set
+        ends = (*(ends or ()), *(encoding.encode_single_token(token) for token in sorted(turn_ends)))
+    if not ends:
+        raise ValueError("no token ends an answer: set eos_token_id in config.json, or <|endoftext|> in spec.json")
+    if max(encoding.max_token_value, *ends) >= config.vocab_size:
+        raise ValueError(f"the tokenizer has ids up to {max(encoding.max_token_value, *ends)}, the model only "
+                         f"{config.vocab_size} of them: they do not belong together")
+    return ends
+
+
+def begin_token(encoding: tiktoken.Encoding, config: GPTConfig) -> int | None:
+    """The token that begins every text: as the tokenizer's file says, where it does; else the model's bos_token_id."""
+    return getattr(encoding, "bos", config.bos_token_id)
+
+
+# The turns of a folder that has a rank file alone, told by a special token: Llama 3's and ChatML's.
+TURNS = {
+    "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
+                           "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+                           "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+    "<|im_start|>": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+                    "{% endfor %}{{ '<|im_start|>assistant\\n' }}",
+}
+
+
+def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list[dict]], list[int]] | None:
+    """A function from messages (role, content) to tokens, up to where the assistant speaks; None without a template.
+
+    The folder's template, rendered in a sandbox as transformers does, but without today's date: a prompt is the same
+    tomorrow. Special tokens in a message are just text. Raises ValueError for a template that cannot be rendered.
+    """
+    path, file = Path(folder, "tokenizer_config.json"), Path(folder, "chat_template.jinja")
+    config = read_json(path) if path.is_file() else {}
+    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
+    source = file.read_bytes() if file.is_file() else config.get("chat_template") if path.is_file() else guess
+    if not source:
+        return None
+    special = "|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)"
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                            extensions=["jinja2.ext.loopcontrols"])
+
+    def encode(messages: list[dict]) -> list[int]:
+        said = "".join(message["content"] for message in messages)
+        mark = next(chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)  # breaks up what looks special
+        broken = [m | {"content": re.sub(special, lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+        try:
+            text = source.decode() if isinstance(source, bytes) else source
+            if isinstance(text, list):  # several, by name
+                text = {entry["name"]: entry["template"] for entry in text}["default"]
+            names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
+                     if name.endswith("_token") and token}
+            text = sandbox.from_string(text).render(messages=broken, add_generation_prompt=True, **names)
+        except Exception as error:  # a template is a stranger's program: it may fail in any way
+            raise ValueError(f"{folder}: its chat template cannot be rendered ({error!r})") from None
+        return [token for i, piece in enumerate(re.split(f"({special})", text)) for token in (
+            [encoding.encode_single_token(piece)] if i % 2 else encoding.encode_ordinary(piece.replace(mark, "")))]
+
+    encode.source = "guessed from the special tokens" if source is guess else "the folder's template"
+    return encode
+
+
+def encode_prompt(encoding: tiktoken.Encoding, problem: dict, bos: int | None = None) -> list[int]:
+    """The plain prompt's tokens, the same in training and evaluation. Special tokens in a problem are just text."""
+    return [bos] * (bos is not None) + encoding.encode_ordinary(PROMPT.format(problem=problem["problem"]))
+
+
+def encode_example(encoding: tiktoken.Encoding, problem: dict, end: int, bos: int | None = None):
+    """(prompt ids, answer ids): encoded apart, so that no token spans the border; the end token closes the answer."""
+    return encode_prompt(encoding, problem, bos), [*encoding.encode_ordinary(f" {problem['solution']}"), end]
+
+
+def decode(encoding: tiktoken.Encoding, tokens: list[int]) -> str:
+    """Text of the tokens. Models have more ids than their tokenizer has tokens: such an id decodes to nothing."""
+    pieces = []
+    for token in tokens:
+        try:
+            pieces.append(encoding.decode_single_token_bytes(token))
+        except KeyError:
+            continue
+    return b"".join(pieces).decode("utf-8", errors="replace")

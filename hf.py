@@ -1,7 +1,7 @@
 """What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers.
 
-Read top to bottom: model folders → adapters → tokenizers. No pickle is read or written. Every file is
-written under a temporary name and then renamed, so that what was there before survives a failed write.
+No pickle is read or written. Every file is written under a temporary name and then renamed, so that what was there
+before survives a failed write.
 """
 
 import base64
@@ -9,11 +9,10 @@ import json
 import math
 import os
 import re
-import shutil
-import unicodedata
 from pathlib import Path
 
 import tiktoken
+import tokenizers
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -74,6 +73,10 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
     """A safetensors file's tensors, memory-mapped, floats in dtype; opened anew for each, so that cast pages go."""
+    if not Path(path).exists():
+        pickles = [file.name for file in Path(path).parent.glob("*.bin")]
+        raise ValueError(f"{path}: there is no such file" + "".join(
+            f"; {name} is a pickle, which is never loaded: save it as safetensors" for name in sorted(pickles)[:1]))
     try:
         tensors = {}
         for key in sorted(safe_open(path, framework="pt").keys()):
@@ -96,57 +99,82 @@ def check_tensors(where, tensors: dict[str, torch.Tensor], shapes: dict[str, tup
             raise ValueError(f"{where}: tensor {name} holds {dtype} of shape {shape}, not floats of {shapes[name]}")
 
 
+def need(right: bool, key: str, value, want) -> None:
+    """ValueError, naming the key and its value in config.json, unless the value is right."""
+    if not right:
+        raise ValueError(f"{key} = {value!r} is not supported: {want} is")
+
+
 def load_config(folder: str | Path) -> GPTConfig:
     """config.json (and generation_config.json's end tokens) of a Llama, Mistral, Qwen2 or Qwen3 folder as a GPTConfig.
 
     Reads rope_theta and rope_scaling, or transformers 5's rope_parameters, which wins where both stand. A sliding
     window limits the context. Raises ValueError for a model type or a feature that this GPT would compute wrongly.
     """
-    raw = read_json(path := Path(folder, "config.json"))
+    path = Path(folder, "config.json")
+    raw = read_json(path)
     kind = str(raw.get("model_type"))
     raw = {**DEFAULTS.get(kind, {}), **raw}
     raw = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0} | {k: value for k, value in raw.items() if value is not None}
+    try:
+        need(kind in DEFAULTS, "model_type", raw.get("model_type"), f"one of {', '.join(DEFAULTS)}")
+        check_features(raw, kind)
+        window = raw.get("sliding_window") if kind == "mistral" else None
+        need(window is None or type(window) is int and window > 0, "sliding_window", window, "null or 1 and more")
+        theta, scaling = read_rope(raw)
+        raw |= dict(attention_bias=kind == "qwen2",  # the bias in q, k and v, not in o
+                    qk_norm=kind == "qwen3", rope_theta=theta, rope_scaling=scaling,
+                    max_position_embeddings=min(raw["max_position_embeddings"], window or 2**30),  # full attention
+                    eos_token_id=read_ends(path.parent, raw))
+        return GPTConfig(**{name: raw[name] for name in GPTConfig.__dataclass_fields__ if name in raw})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
-    def need(right, key, what, *value):
-        if not right:
-            raise ValueError(f"{path}: {key} = {[*value, raw.get(key)][0]!r} is not supported: {what} is")
 
-    need(kind in DEFAULTS, "model_type", f"one of {', '.join(DEFAULTS)}")
+def check_features(raw: dict, kind: str) -> None:
+    """Refuses a feature that this GPT lacks, and a size that no tensor of torch has."""
     for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
                       "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1}.items():
-        need(raw.get(key, only) == only, key, only)
-    for key, most in {"vocab_size": 2**24, "hidden_size": 2**20, "intermediate_size": 2**20, "num_hidden_layers": 256,
-                      "num_attention_heads": 2**20, "max_position_embeddings": 2**30, "num_key_value_heads": 2**20,
-                      "head_dim": 2**20}.items():  # so that no size of a tensor is beyond torch
-        need(type(raw.get(key)) is int and 0 < raw[key] <= most or key not in raw and kind != "qwen3"
-             and key in ("num_key_value_heads", "head_dim"), key, f"a whole number from 1 to {most}")
-    need(raw.get("tie_word_embeddings", False) in (False, True), "tie_word_embeddings", "true or false")
-    need(raw.get("layer_types") in (None, ["full_attention"] * raw["num_hidden_layers"]), "layer_types", "only full")
-    window = raw.get("sliding_window") if kind == "mistral" else None
-    need(window is None or type(window) is int and window > 0, "sliding_window", "null or a whole number above 0")
-    context = min(raw["max_position_embeddings"], window or 2**30)  # up to there attention is full
+        need(raw.get(key, only) == only, key, raw.get(key), only)
+    optional = set() if kind == "qwen3" else {"num_key_value_heads", "head_dim"}
+    for key, bits in dict(vocab_size=24, hidden_size=20, intermediate_size=20, num_hidden_layers=8, head_dim=20,
+                          num_attention_heads=20, num_key_value_heads=20, max_position_embeddings=30).items():
+        size = raw.get(key)
+        fits = type(size) is int and 0 < size <= 2**bits or key not in raw and key in optional
+        need(fits, key, size, f"a whole number from 1 to {2**bits}")
+    tied, types = raw.get("tie_word_embeddings", False), raw.get("layer_types")
+    need(tied in (False, True), "tie_word_embeddings", tied, "true or false")
+    need(types in (None, ["full_attention"] * raw["num_hidden_layers"]), "layer_types", types, "only full")
+
+
+def read_rope(raw: dict) -> tuple[float, dict | None]:
+    """theta, and Llama 3's frequency scaling or None, in either spelling."""
     which = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
     rope = raw.get(which) or {}
-    need(isinstance(rope, dict) and rope.get("partial_rotary_factor", 1) == 1 and not any(
-        isinstance(value, dict) for value in rope.values()), which, "one object, for every dimension and layer")
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
-    need(rope_type in ("default", "llama3"), which, "the type default or llama3")
+    one = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
+    need(one and rope.get("partial_rotary_factor", 1) == 1, which, rope, "one object, for all dimensions and layers")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    need(kind in ("default", "llama3"), which, rope, "the type default or llama3")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     theta = rope.get("rope_theta", raw["rope_theta"])
-    scaling = {key: rope.get(key) for key in ("factor", "low_freq_factor", "high_freq_factor",
-                                              "original_max_position_embeddings")} if rope_type == "llama3" else None
-    for key, value in {"rope_theta": theta, "rms_norm_eps": raw["rms_norm_eps"], **(scaling or {})}.items():
-        need(is_number(value) and value > 0, key, "a number above 0", value)
-        need(not scaling or raw.get(key, value) == value or key == "rope_theta", key, f"the {value} of {which}")
-    need(not scaling or scaling["low_freq_factor"] < scaling["high_freq_factor"], which, "low_freq_factor below high_")
-    generation = Path(folder, "generation_config.json")
+    scaling = {name: rope.get(name) for name in names if kind == "llama3"}
+    for key, value in {"rope_theta": theta, "rms_norm_eps": raw["rms_norm_eps"], **scaling}.items():
+        need(is_number(value) and value > 0, key, value, "a number above 0")
+    for key, value in scaling.items():
+        need(raw.get(key, value) == value, key, raw.get(key), f"the {value} of {which}")
+        need(scaling["low_freq_factor"] < scaling["high_freq_factor"], which, rope, "low_freq_factor below high_")
+    return theta, scaling or None
+
+
+def read_ends(folder: Path, raw: dict) -> tuple[int, ...]:
+    """Every token that ends an answer: generation_config.json's, else config.json's."""
+    generation = folder / "generation_config.json"
     ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
     ends = raw.get("eos_token_id") if ends is None else ends
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     for token in [*ends, raw.get("bos_token_id", 0)]:
-        need(type(token) is int and token >= 0, "eos_token_id or bos_token_id", "a whole number from 0", token)
-    raw |= dict(attention_bias=kind == "qwen2", qk_norm=kind == "qwen3",  # the bias in q, k and v, not in o
-                max_position_embeddings=context, rope_theta=theta, rope_scaling=scaling, eos_token_id=tuple(ends))
-    return GPTConfig(**{name: raw[name] for name in GPTConfig.__dataclass_fields__ if name in raw})
+        need(type(token) is int and token >= 0, "eos_token_id or bos_token_id", token, "a whole number from 0")
+    return tuple(ends)
 
 
 def read_model_tensors(folder: Path, dtype, device) -> dict[str, torch.Tensor]:
@@ -168,15 +196,23 @@ def read_model_tensors(folder: Path, dtype, device) -> dict[str, torch.Tensor]:
     return {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # a harmless relic
 
 
+class Unset(torch.overrides.TorchFunctionMode):
+    """Leaves new weights unset: a file replaces them (and nn.init.normal_ on meta loads torch's compiler, 2 s)."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.init.normal_:
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
     """The GPT in a Hugging Face model folder (config.json, model.safetensors or shards), in its dtype unless told.
 
     Raises ValueError, naming file and tensor, for a missing file, a missing or unknown tensor or a wrong shape.
     """
-    folder = Path(folder)
-    with torch.device("meta"):  # no memory is taken before the file's own
+    with torch.device("meta"), Unset():  # no memory is taken before the file's own
         model = GPT(load_config(folder))
-    tensors = read_model_tensors(folder, dtype, device)
+    tensors = read_model_tensors(Path(folder), dtype, device)
     tied, embedding = model.config.tie_word_embeddings, tensors.get("model.embed_tokens.weight")
     head = tensors.setdefault("lm_head.weight", embedding) if tied else None
     check_tensors(folder, tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()})
@@ -193,10 +229,7 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def save_model(model: GPT, folder: str | Path) -> None:
-    """Writes config.json, generation_config.json and model.safetensors so that load_model and transformers read them.
-
-    Raises ValueError for a model with adapters: merge_lora them first, or save_adapter.
-    """
+    """Writes a folder that load_model and transformers read. ValueError for a model with adapters: merge_lora first."""
     model = unwrapped(model)
     if lora_layers(model):
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
@@ -241,12 +274,13 @@ def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = 
     leaves = {name.split(".")[-1] for name in layers}
     exact = not any(isinstance(module, torch.nn.Linear) and name.split(".")[-1] in leaves  # an unadapted layer's name
                     for name, module in model.named_modules())
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": [*ranks.values()][0],
-              "lora_alpha": [*alphas.values()][0], "lora_dropout": [*layers.values()][0].dropout,
-              "rank_pattern": ranks if len({*ranks.values()}) > 1 else {},
-              "alpha_pattern": alphas if len({*alphas.values()}) > 1 else {},
-              "target_modules": sorted(leaves if exact else layers), "bias": "none", "use_rslora": False,
-              "use_dora": False, "inference_mode": True, "init_lora_weights": True}
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
+              "r": [*ranks.values()][0], "lora_alpha": [*alphas.values()][0],
+              "target_modules": sorted(leaves if exact else layers)}
+    # What is at its default is left out: a PEFT that does not know a key refuses the whole file.
+    patterns, dropout = {"rank_pattern": ranks, "alpha_pattern": alphas}, [*layers.values()][0].dropout
+    config |= {key: sizes for key, sizes in patterns.items() if len({*sizes.values()}) > 1}
+    config |= {"lora_dropout": dropout} if dropout else {}
     tensors = {f"{PREFIX}{name}.lora_{half}.weight": getattr(layer, f"lora_{half}")
                for name, layer in layers.items() for half in "AB"}
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -290,8 +324,8 @@ def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple
         if key not in KNOWN and value and (key, value) not in (("bias", "none"), ("peft_type", "LORA")):
             raise ValueError(f"{key} = {value!r} is not supported")
     if str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
-        raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} is not supported: such an adapter "
-                         "belongs to a changed base; save it converted to plain LoRA")
+        raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} is not supported: it changed the base; "
+                         "save the adapter converted to plain LoRA")
     sizes, shapes, targets = {}, {}, config.get("target_modules")
     kinds = torch.nn.Linear if str(targets).lower() == ALL_LINEAR else torch.nn.Module
     for name, module in modules.items():
@@ -332,90 +366,52 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
 
 # ---- Tokenizers ------------------------------------------------------------------------------------------------------
 
-# The pre-tokenizers without a pattern of their own: GPT-2's; and with digits cut off first, so that blanks before stay.
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
+# Byte-level BPE (GPT-2) spells printable bytes as themselves, and the others as the characters from 256 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = dict(zip(map(chr, [*PRINTABLE, *range(256, 324)]), [*PRINTABLE, *sorted({*range(256)} - {*PRINTABLE})]))
 
 
-class HubEncoding(tiktoken.Encoding):
-    """A folder's tokenizer as an Encoding: text in its normal form, bytes that the vocabulary lacks dropped."""
+class JSONTokenizer:
+    """A tokenizer.json of any kind, read by its own library, behind the calls of tiktoken.Encoding.
 
-    def __init__(self, path: Path, ranks: dict[bytes, int], special: dict[str, int], pattern: str, normal_form=None):
-        ids, self.normal_form = [*ranks.values(), *special.values()], normal_form
-        if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
-            raise ValueError(f"{path}: tokens must have whole numbers from 0, no number twice")
-        self.end = max(ids) + 1
-        missing = [bytes([byte]) for byte in range(256) if bytes([byte]) not in ranks]  # tiktoken needs every byte
-        ranks = ranks | {byte: self.end + i for i, byte in enumerate(missing)}
-        super().__init__(path.parent.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-        self.max_token_value = self.end - 1
+    Special tokens in a text are text, other added tokens are vocabulary. bos: the token that the file puts before every
+    text, or None. adds_blank: whether it puts a blank there, as SentencePiece does."""
+
+    def __init__(self, path: Path):
+        try:
+            self.library = library = tokenizers.Tokenizer.from_file(str(path))
+            library.no_truncation()
+            library.no_padding()
+            library.encode_special_tokens = True  # as text
+            plain, whole = library.encode("a", add_special_tokens=False), library.encode("a")
+            self.bos = whole.ids[0] if whole.ids[0] != plain.ids[0] else None
+        except Exception as error:  # the library raises nothing finer
+            raise ValueError(f"{path}: the tokenizers library cannot use it ({error})") from None
+        self.adds_blank = "".join(plain.tokens) != "a"
+        ids, added = library.get_vocab(), library.get_added_tokens_decoder()
+        self.texts, self.added = {i: text for text, i in ids.items()}, added.keys()
+        self.special_tokens_set = {token.content for token in added.values() if token.special}
+        self.max_token_value, self.eot_token = max(self.texts), ids.get("<|endoftext|>")
+        self.encode_single_token = ids.__getitem__  # a KeyError for what is no token
 
     def encode_ordinary(self, text: str) -> list[int]:
-        text = unicodedata.normalize(self.normal_form, text) if self.normal_form else text
-        return [token for token in super().encode_ordinary(text) if token < self.end]
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone surrogate is no text
+        return self.library.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.library.decode(tokens, skip_special_tokens=False)
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of a token, a blank before its word among them. KeyError for an unknown id."""
+        text = self.texts[token]
+        if token not in self.added and "ByteLevel(" in repr(self.library.decoder) and BYTES.keys() >= set(text):
+            return bytes(BYTES[character] for character in text)
+        if re.fullmatch("<0x[0-9A-F]{2}>", text):  # SentencePiece's bytes
+            return bytes.fromhex(text[3:5])
+        return text.replace("▁", " ").encode()
 
 
-def read_tokenizer_json(path: Path) -> HubEncoding:
-    """The byte-level BPE of a tokenizer.json (Llama 3, Qwen, SmolLM2, GPT-2). ValueError for any other."""
-    raw = read_json(path)
-
-    def refuse(what):
-        raise ValueError(f"{path}: {what}; want byte-level BPE as in Llama 3, Qwen or SmolLM2")
-
-    try:
-        model, pre, normalizer = raw["model"], raw["pre_tokenizer"], raw.get("normalizer")
-        *first, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-        steps, own = [step["type"] for step in first], last.get("use_regex", True)
-        if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or last["type"] != "ByteLevel":
-            refuse("its model is no byte-level BPE")
-        if last.get("add_prefix_space") or (normalizer or {}).get("type", "NFC") != "NFC" or any(
-                model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "unk_token")):
-            refuse("it has a normalizer, a prefix or an unknown token that is not supported")
-        if own and (not steps or steps == ["Digits"] and first[0].get("individual_digits")):
-            pattern = DIGITS if steps else GPT2
-        elif steps == ["Split"] and not own and (first[0]["behavior"], first[0]["invert"]) in (
-                ("Isolated", False), ("Removed", True)):
-            pattern = first[0]["pattern"]["Regex"]
-        else:
-            refuse("its pre-tokenizer is none of the known")
-        special = {token["content"]: token["id"] for token in raw.get("added_tokens") or []}
-        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes these bytes as themselves
-        byte = dict(zip(map(chr, [*plain, *range(256, 324)]), [*plain, *sorted(set(range(256)) - set(plain))]))
-        ranks = {bytes(byte[c] for c in text): i for text, i in model["vocab"].items() if text not in special}
-        merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-        merges = [tuple(bytes(byte[c] for c in half) for half in merge) for merge in merges]
-        check_merges(ranks, merges, refuse)
-        processors = [raw.get("post_processor") or {}]
-        processors += processors[0].get("processors") or []
-        template = next((step["single"][0] for step in processors if step.get("type") == "TemplateProcessing"), {})
-        encoding = HubEncoding(path, ranks, special, pattern, "NFC" if normalizer else None)
-        encoding.bos = special[template["SpecialToken"]["id"]] if "SpecialToken" in template else None
-        return encoding
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        refuse(f"not as the tokenizers library writes it ({type(error).__name__}: {error})")
-
-
-def check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]], refuse) -> None:
-    """Refuses merges that do not follow from ranks: tiktoken always joins the two neighbours with the lowest rank."""
-    pairs, last = {}, -1
-    for a, b in merges:
-        if ranks.get(a + b, -1) < last or a not in ranks or b not in ranks:
-            refuse(f"the merge {a!r} {b!r} is out of the order of the ids")
-        last = ranks[a + b]
-        pairs.setdefault(a + b, set()).add((a, b))
-    for token, rank in ranks.items():
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            joined = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
-            lowest = min(range(len(joined)), key=joined.__getitem__)
-            if joined[lowest] >= rank:
-                break
-            parts[lowest : lowest + 2] = [parts[lowest] + parts[lowest + 1]]
-        if len(parts) > 1 and tuple(parts) not in pairs.get(token, ()):
-            refuse(f"the token {token!r} is not what its merges make of its bytes in the order of the ids")
-
-
-def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
+def load_tokenizer(folder: str | Path) -> tiktoken.Encoding | JSONTokenizer:
     """The tokenizer of a model folder: a rank file (.tiktoken or tokenizer.model) with spec.json, else tokenizer.json.
 
     A rank file has a line a token, base64 of its bytes and its rank; spec.json has pat_str and the special_tokens with
@@ -423,7 +419,7 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file() and not (folder / "spec.json").is_file():
-        return read_tokenizer_json(folder / "tokenizer.json")
+        return JSONTokenizer(folder / "tokenizer.json")
     files = sorted(folder.glob("*.tiktoken")) or sorted(folder.glob("tokenizer.model"))
     if len(files) != 1:
         raise ValueError(f"{folder}: has {len(files)} of *.tiktoken, tokenizer.model and tokenizer.json, not one")
@@ -435,16 +431,20 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
         except ValueError:
             raise ValueError(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)") from None
     spec = read_json(folder / "spec.json")
-    if not isinstance(spec.get("pat_str"), str) or not isinstance(spec.get("special_tokens"), dict):
+    pattern, special = spec.get("pat_str"), spec.get("special_tokens")
+    if not isinstance(pattern, str) or not isinstance(special, dict):
         raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ValueError(f"{files[0]}: lacks the single byte {missing[0]:#04x}, so that some texts have no tokens")
-    return HubEncoding(files[0], ranks, spec["special_tokens"], spec["pat_str"])
+    ids = [*ranks.values(), *special.values()]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"{files[0]}: tokens must have whole numbers from 0, no number twice")
+    return tiktoken.Encoding(folder.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
     """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete."""
     for path in Path(source).iterdir():
         if COPIED.fullmatch(path.name):
-            shutil.copyfile(path, Path(folder, path.name + ".tmp"))
+            Path(folder, path.name + ".tmp").write_bytes(path.read_bytes())
             os.replace(Path(folder, path.name + ".tmp"), Path(folder, path.name))

@@ -13,8 +13,10 @@ import tiktoken
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from grader import KINDS, last_box
-from hf import read_json
+from hf import JSONTokenizer, read_json
 from lora_alpha import GPTConfig
+
+Encoding = tiktoken.Encoding | JSONTokenizer
 
 # ---- Problems --------------------------------------------------------------------------------------------------------
 
@@ -206,7 +208,7 @@ class Protocol:
             texts += [self.ask(shot), answer]
         return [*texts, self.ask(problem)]
 
-    def encode(self, encoding: tiktoken.Encoding, problem: dict, bos: int | None, chat=None) -> list[int]:
+    def encode(self, encoding: Encoding, problem: dict, bos: int | None, chat=None) -> list[int]:
         """The prompt's tokens: chat turns through the folder's template, chat, where there is one; else plain text."""
         turns = self.turns(problem)
         if self.chat and chat:
@@ -231,7 +233,7 @@ def help_prompts() -> str:
     return "\n\n".join(texts)
 
 
-def end_tokens(encoding: tiktoken.Encoding, config: GPTConfig, chat: bool = False) -> tuple[int, ...]:
+def end_tokens(encoding: Encoding, config: GPTConfig, chat: bool = False) -> tuple[int, ...]:
     """The tokens that end an answer: the model's, else the tokenizer's <|endoftext|>; training teaches the first.
 
     In a chat the tokens that end a turn do, too. Raises ValueError where there is none, or where model and tokenizer do
@@ -251,7 +253,7 @@ def end_tokens(encoding: tiktoken.Encoding, config: GPTConfig, chat: bool = Fals
     return ends
 
 
-def begin_token(encoding: tiktoken.Encoding, config: GPTConfig) -> int | None:
+def begin_token(encoding: Encoding, config: GPTConfig) -> int | None:
     """The token that begins every text: as the tokenizer's file says, where it does; else the model's bos_token_id."""
     return getattr(encoding, "bos", config.bos_token_id)
 
@@ -266,7 +268,7 @@ TURNS = {
 }
 
 
-def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list[dict]], list[int]] | None:
+def load_chat(folder: str | Path, encoding: Encoding) -> Callable[[list[dict]], list[int]] | None:
     """A function from messages (role, content) to tokens, up to where the assistant speaks; None without a template.
 
     The folder's template, rendered in a sandbox as transformers does, but without today's date: a prompt is the same
@@ -302,17 +304,25 @@ def load_chat(folder: str | Path, encoding: tiktoken.Encoding) -> Callable[[list
     return encode
 
 
-def encode_prompt(encoding: tiktoken.Encoding, problem: dict, bos: int | None = None) -> list[int]:
+def encode_prompt(encoding: Encoding, problem: dict, bos: int | None = None) -> list[int]:
     """The plain prompt's tokens, the same in training and evaluation. Special tokens in a problem are just text."""
     return [bos] * (bos is not None) + encoding.encode_ordinary(PROMPT.format(problem=problem["problem"]))
 
 
-def encode_example(encoding: tiktoken.Encoding, problem: dict, end: int, bos: int | None = None):
+def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None = None):
     """(prompt ids, answer ids): encoded apart, so that no token spans the border; the end token closes the answer."""
-    return encode_prompt(encoding, problem, bos), [*encoding.encode_ordinary(f" {problem['solution']}"), end]
+    return encode_prompt(encoding, problem, bos), [*encode_continuation(encoding, f" {problem['solution']}"), end]
 
 
-def decode(encoding: tiktoken.Encoding, tokens: list[int]) -> str:
+def encode_continuation(encoding: Encoding, text: str) -> list[int]:
+    """Tokens of a text that follows another: without the blank that SentencePiece puts before a text's first word."""
+    if not getattr(encoding, "adds_blank", False):
+        return encoding.encode_ordinary(text)
+    first = encoding.encode_ordinary("\n")
+    return encoding.encode_ordinary("\n" + text)[len(first) :]
+
+
+def decode(encoding: Encoding, tokens: list[int]) -> str:
     """Text of the tokens. Models have more ids than their tokenizer has tokens: such an id decodes to nothing."""
     pieces = []
     for token in tokens:

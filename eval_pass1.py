@@ -16,17 +16,18 @@ import os
 import random
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import tiktoken
 import torch
 
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
 from hf import load_adapter, load_model, load_tokenizer, read_json, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (GPQA, PROTOCOLS, Protocol, begin_token, data_file, decode, encode_prompt, end_tokens,
-                      help_prompts, level_name, load_chat, load_problems, read_rows)
+from problems import (PROTOCOLS, Encoding, Protocol, begin_token, decode, encode_prompt, end_tokens, help_prompts,
+                      level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
 
@@ -103,7 +104,7 @@ def auto_batch_size(model: GPT, tokens: int) -> int:
     return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // row))
 
 
-def answers(model: GPT, encoding: tiktoken.Encoding, problems: list[dict], prompts: list[list[int]], cut: str,
+def answers(model: GPT, encoding: Encoding, problems: list[dict], prompts: list[list[int]], cut: str,
             ends: tuple[int, ...], max_new_tokens: int = 256, batch_size: int = 100, samples: int = 1,
             temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
             done: set = frozenset()) -> Iterator[list[dict]]:
@@ -149,7 +150,7 @@ def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 
 
-def solve(model: GPT, encoding: tiktoken.Encoding, problems: list[dict]) -> list[dict]:
+def solve(model: GPT, encoding: Encoding, problems: list[dict]) -> list[dict]:
     """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
     bos = begin_token(encoding, model.config)
     prompts = [encode_prompt(encoding, problem, bos) for problem in problems]
@@ -199,6 +200,7 @@ def summarize(records: list[dict], ks: list[int] = ()) -> dict:
 
 def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: bool = False) -> None:
     """pass@1 in per cent with its 95% interval: a row a level and a subject, a column a model. The records of each."""
+    columns = {printable(name): records for name, records in columns.items()}
     summaries = {name: summarize(records, ks) for name, records in columns.items()}
     first = next(iter(summaries.values()))
     width = max(20, *(len(name) + 2 for name in columns))
@@ -209,7 +211,7 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
     print(f"{'pass@1, %':{left}}{'problems':>8}" + "".join(f"{name:>{width}}" for name in columns))
     for group, n, cells in rows:
         texts = [f"{100 * c['pass1']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]" if c else "-" for c in cells]
-        print(f"{group:{left}}{n:8}" + "".join(f"{text:>{width}}" for text in texts))
+        print(f"{printable(group):{left}}{n:8}" + "".join(f"{text:>{width}}" for text in texts))
     if not details:
         return
     lines = [(f"pass@{k}, %", [f"{100 * s['pass_at_k'][k]:.1f}" for s in summaries.values()]) for k in ks]
@@ -234,14 +236,38 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
 # ---- The command line ------------------------------------------------------------------------------------------------
 
 
+class Once(argparse.Action):
+    """Stores a flag's value, and refuses the flag where it stands twice."""
+
+    def __call__(self, parser, namespace, values, option=None):
+        if self.dest in parser.given:
+            parser.error(f"{option} is given twice: give it once")
+        parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line on stderr and exit status 2, without the usage above it."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.register("action", None, Once)  # for every flag that has a value, and no action of its own
 
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = set()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, error: str | Exception):
+        if isinstance(error, OSError) and error.filename:
+            error = f"{error.filename}: {error.strerror}"
+        self.exit(2, f"{self.prog}: {' '.join(str(error).split())}\n")
+
+
+def check_paths(**paths) -> None:
+    """ValueError for the first flag whose path is not there; a flag that was not given is None."""
+    for flag, path in paths.items():
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"--{flag.replace('_', '-')} {path}: there is no such file or folder")
 
 
 def plain_output() -> None:
@@ -251,7 +277,12 @@ def plain_output() -> None:
             stream.reconfigure(errors="replace")
 
 
-def parse_args(argv=None):
+def printable(text: str) -> str:
+    """The text with control characters as their escapes: what a model wrote must not steer the terminal."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else repr(c)[1:-1] for c in text)
+
+
+def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     what = parser.add_argument_group("what is evaluated")
     what.add_argument("--base", metavar="FOLDER", default=HERE / "data/base", help="model folder (default: data/base)")
@@ -265,8 +296,8 @@ def parse_args(argv=None):
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
     ask.add_argument("--prompt", default="plain", metavar="P",
-                     help=f"{', '.join(PROTOCOLS)}, or a text with {{problem}} in it, where \\\\n is a line feed "
-                          "(default: plain)")
+                     help=f"{', '.join(PROTOCOLS)}, or a text with {{problem}} in it; \\n in it is a line feed, but "
+                          "in LaTeX's commands (\\neq, \\nu) (default: plain)")
     ask.add_argument("--help-prompts", action="store_true", help="print every named protocol in full, and end")
     ask.add_argument("--few-shot", type=int, metavar="K",
                      help="worked examples before the problem (default: the protocol's)")
@@ -284,6 +315,12 @@ def parse_args(argv=None):
                                                      "summary.json; a run that was stopped goes on from there")
     run.add_argument("--regrade", metavar="FILE", help="no model: grades the lines of a samples.jsonl, or of any "
                                                        "JSONL with response and gold, anew")
+    return parser
+
+
+def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
+    """The parser, for errors found later, and the flags, checked each by itself and against each other."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     for name in ("limit", "max_new_tokens", "samples"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -299,41 +336,6 @@ def parse_args(argv=None):
     if not all(1 <= k <= args.samples for k in args.k):
         parser.error(f"--k {' '.join(map(str, args.k))}: each must be from 1 to --samples, {args.samples}")
     return parser, args
-
-
-def pick_problems(args) -> tuple[list[dict], list[dict]]:
-    """The problems under test, and all of the file's."""
-    every = load_problems(data_file(args.data, "test"))
-    for problem in every:
-        if args.kind == "choice" and "options" not in problem:
-            raise ValueError(f"--kind choice: {args.data} has no options; want GPQA's columns, {', '.join(GPQA)}")
-        problem["kind"] = args.kind or problem["kind"]
-        if not problem["answer"]:
-            raise ValueError(f"{args.data}: row {problem['id']} (from 0) has no answer to grade against")
-    if len({problem["kind"] for problem in every}) > 1:
-        raise ValueError(f"{args.data}: holds several kinds of problem; give --kind, or a file for each")
-    if args.limit is None or args.limit >= len(every):
-        return every, every
-    return [every[i] for i in sorted(random.Random(args.seed).sample(range(len(every)), args.limit))], every
-
-
-def pick_examples(args, protocol: Protocol, every: list[dict]) -> None:
-    """Gives the protocol its worked examples: the first of the file that are not under test themselves."""
-    count = protocol.shots if args.few_shot is None else args.few_shot
-    if not count and args.few_shot_from:
-        raise ValueError(f"--few-shot-from {args.few_shot_from}: this protocol has no examples; add --few-shot K")
-    if not count:
-        return
-    source = Path(args.few_shot_from) if args.few_shot_from else data_file(args.data, "train")
-    if not args.few_shot_from and (not Path(args.data).is_dir() or not source.exists()):
-        raise ValueError(f"{count} worked examples are wanted: add --few-shot-from FILE (or --few-shot 0)")
-    tested = {" ".join(problem["problem"].split()) for problem in every}
-    pool = [p for p in load_problems(source) if " ".join(p["problem"].split()) not in tested and p["answer"]]
-    if any(("options" in p) != ("options" in every[0]) for p in pool):
-        raise ValueError(f"{source}: worked examples of another kind than the problems of {args.data}")
-    if len(pool) < count:
-        raise ValueError(f"{source}: {len(pool)} worked examples that are not under test, {count} are wanted")
-    protocol.examples = pool[:count]
 
 
 def weights_of(folder: str | Path) -> dict[str, str]:
@@ -360,7 +362,8 @@ class Samples:
     """samples.jsonl of --out: the lines of a run that was stopped, and a line more for each sample, batch by batch."""
 
     def __init__(self, out: str | None, settings: dict):
-        self.path, self.records = Path(out, "samples.jsonl") if out is not None else None, []
+        self.settings, self.records = settings, []
+        self.path = Path(out, "samples.jsonl") if out is not None else None
         if out is None:
             return
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -412,8 +415,8 @@ def regrade(args) -> None:
                            f"{verdict['extracted']!r:.60} against {gold!r:.60}")
         problem = next((row[name] for name in ("id", "problem_id", "unique_id", "test_index") if name in row), number)
         column = columns.setdefault(str(row.get("adapter", "responses")), [])
-        column.append(dict(id=str(problem), sample=len(column), kind=kind, level=level_name(row.get("level", "all")),
-                           subject=str(row.get("subject", "all")), tokens=0, truncated=False, seconds=0.0, **verdict))
+        column.append(dict(id=str(problem), sample=len(column), kind=kind, level=level_name(row.get("level")),
+                           subject=str(row.get("subject") or "all"), tokens=0, truncated=False, seconds=0.0, **verdict))
     kinds = sorted({record["kind"] for column in columns.values() for record in column})
     print(f"regraded {args.regrade}; grader {', '.join(kinds)}, exact")
     print_table({"base" if name == "none" else name: column for name, column in columns.items()})
@@ -423,83 +426,140 @@ def regrade(args) -> None:
             print(f"  and {len(changed) - 20:,} more")
 
 
+@dataclass
+class Asked:
+    """What is put to each model: the problems, their prompts as token ids, and how the answers are read."""
+
+    problems: list[dict]
+    prompts: list[list[int]]
+    protocol: Protocol
+    ends: tuple[int, ...]
+    max_new_tokens: int
+    batch_size: int
+    of: int  # problems in the file
+    turns: str  # how chat turns are written, in words
+
+
 def main(argv=None):
     plain_output()
     parser, args = parse_args(argv)
     if args.help_prompts:
         print(help_prompts())
         return
-    try:
+    try:  # everything that a user's mistake can break happens here, before anything is written
         if args.regrade is not None:
             regrade(args)
             return
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        newest = sorted(Path("out").glob("*/adapter_config.json"), key=lambda path: path.stat().st_mtime)
-        adapters = list(dict.fromkeys(args.adapter or ["none", *(str(path.parent) for path in newest[-1:])]))
-        problems, every = pick_problems(args)
-        kind = problems[0]["kind"]
-        protocol = Protocol(args.prompt, kind)
-        pick_examples(args, protocol, every)
-        max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
-        encoding, model = load_tokenizer(args.base), load_model(args.base, torch.bfloat16 if device == "cuda" else
-                                                                torch.float32, device)
-        chat = load_chat(args.base, encoding) if protocol.chat else None
-        ends = end_tokens(encoding, model.config, bool(chat))
-        bos = begin_token(encoding, model.config)
-        prompts = [protocol.encode(encoding, problem, bos, chat) for problem in problems]
-        longest = min(model.config.max_position_embeddings, max(map(len, prompts)) + max_new_tokens)
-        batch_size = auto_batch_size(model, longest) if args.batch_size == "auto" else int(args.batch_size)
-        if not all(prompts):
-            raise ValueError(f"--prompt {args.prompt!r}: a problem's prompt has no token")
-        for adapter in adapters:  # before anything is written
+        adapters = pick_adapters(args)
+        model, encoding, asked = load(args)
+        for adapter in adapters:
             if adapter != "none":
                 remove_lora(load_adapter(model, adapter))
-        settings = dict(
-            base=args.out and weights_of(args.base),
-            adapters={adapter: weights_of(adapter) if args.out and adapter != "none" else {} for adapter in adapters},
-            problems=hashlib.sha256(repr([(p["id"], q) for p, q in zip(problems, prompts)]).encode()).hexdigest(),
-            gold=hashlib.sha256(repr([p["answer"] for p in problems]).encode()).hexdigest(), kind=kind,
-            prompt=args.prompt, few_shot=len(protocol.examples), max_new_tokens=max_new_tokens, samples=args.samples,
-            temperature=args.temperature, top_p=args.top_p, seed=args.seed, device=device)
-        samples = Samples(args.out, settings)
+        samples = Samples(args.out, settings_of(args, adapters, asked))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(error)
 
-    asked = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}, top-p {args.top_p:g}"
-    turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
-    turns = f", chat turns ({chat.source})" if chat else turns
-    print(f"protocol {protocol.name}{turns}, {len(protocol.examples)}-shot, {asked}, {args.samples} "
-          f"sample{'s' * (args.samples > 1)} a problem, at most {max_new_tokens:,} new tokens; grader {kind}, exact")
-    if len(problems) < len(every):
-        print(f"smoke test: a random {len(problems):,} of {len(every):,} problems, seed {args.seed}; no result")
-    context = model.config.max_position_embeddings
-    cramped = sum(len(prompt) + max_new_tokens > context for prompt in prompts)
-    if cramped:
-        over = sum(len(prompt) >= context for prompt in prompts)
-        print(f"{cramped:,} of {len(prompts):,} prompts with {max_new_tokens:,} new tokens exceed the context of "
-              f"{context:,}: {over:,} are not asked and count as wrong, {cramped - over:,} have less room to answer")
-    sys.stdout.flush()
+    announce(args, asked, model.config.max_position_embeddings)
     columns = {}
     for adapter in adapters:
-        records = [record for record in samples.records if record["adapter"] == adapter]
-        if adapter != "none":
-            load_adapter(model, adapter)
-        done = {(record["id"], record["sample"]) for record in records}
-        for batch in answers(model, encoding, problems, prompts, protocol.cut, ends, max_new_tokens, batch_size,
-                             args.samples, args.temperature, args.top_p, args.seed, done):
-            batch = [{"id": record.pop("id"), "adapter": adapter, **record} for record in batch]
-            samples.add(batch)
-            records += batch
-            if sys.stdout.isatty():
-                print(f"\r{adapter}: {len(records):,} of {len(problems) * args.samples:,}", end="", flush=True)
-        if sys.stdout.isatty():
-            print("\r" + " " * (len(adapter) + 30), end="\r")
-        remove_lora(model)
-        columns["base" if adapter == "none" and "base" not in adapters else adapter] = records
+        name = "base" if adapter == "none" and "base" not in adapters else adapter
+        columns[name] = evaluate(args, model, encoding, asked, adapter, samples)
     print_table(columns, args.k, details=True)
     if args.out:
-        write_json(Path(args.out, "summary.json"), {**settings, "models": {
-            adapter: summarize(records, args.k) for adapter, records in columns.items()}})
+        summaries = {name: summarize(records, args.k) for name, records in columns.items()}
+        write_json(Path(args.out, "summary.json"), {**samples.settings, "models": summaries})
+
+
+def pick_adapters(args) -> list[str]:
+    """The adapter folders to evaluate, each once, "none" for the base alone."""
+    check_paths(base=args.base, data=args.data, few_shot_from=args.few_shot_from)
+    if not args.adapter:
+        newest = sorted(Path("out").glob("*/adapter_config.json"), key=lambda path: path.stat().st_mtime)
+        return ["none", *(str(path.parent) for path in newest[-1:])]
+    folders = {}
+    for adapter in args.adapter:
+        if adapter != "none":
+            check_paths(adapter=adapter)
+        folders.setdefault(adapter if adapter == "none" else Path(adapter).resolve(), str(Path(adapter)))
+    return list(folders.values())
+
+
+def load(args) -> tuple[GPT, Encoding, Asked]:
+    """The base and its tokenizer, and what it is to be asked."""
+    every = load_tests(args.data, args.kind)
+    problems = every
+    if args.limit is not None and args.limit < len(every):
+        problems = [every[i] for i in sorted(random.Random(args.seed).sample(range(len(every)), args.limit))]
+    protocol = Protocol(args.prompt, problems[0]["kind"])
+    protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
+    max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    encoding, model = load_tokenizer(args.base), load_model(args.base, dtype, device)
+    chat = load_chat(args.base, encoding) if protocol.chat else None
+    turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
+    turns = f", chat turns ({chat.source})" if chat else turns
+    ends = end_tokens(encoding, model.config, bool(chat))
+    bos = begin_token(encoding, model.config)
+    prompts = [protocol.encode(encoding, problem, bos, chat) for problem in problems]
+    if not all(prompts):
+        raise ValueError(f"--prompt {args.prompt!r}: a problem's prompt has no token")
+    longest = min(model.config.max_position_embeddings, max(map(len, prompts)) + max_new_tokens)
+    batch_size = auto_batch_size(model, longest) if args.batch_size == "auto" else int(args.batch_size)
+    return model, encoding, Asked(problems, prompts, protocol, ends, max_new_tokens, batch_size, len(every), turns)
+
+
+def settings_of(args, adapters: list[str], asked: Asked) -> dict:
+    """All that a stored sample depends on, to tell whether --out goes on with the same run."""
+    def digest(values):
+        return hashlib.sha256(repr(values).encode()).hexdigest()
+
+    stored = args.out is not None
+    return dict(
+        base=stored and weights_of(args.base),
+        adapters={adapter: weights_of(adapter) if stored and adapter != "none" else {} for adapter in adapters},
+        problems=digest([(p["id"], prompt) for p, prompt in zip(asked.problems, asked.prompts)]),
+        gold=digest([p["answer"] for p in asked.problems]), kind=asked.problems[0]["kind"], prompt=args.prompt,
+        few_shot=len(asked.protocol.examples), max_new_tokens=asked.max_new_tokens, samples=args.samples,
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed,
+        device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def announce(args, asked: Asked, context: int) -> None:
+    """The protocol in a line, and what is left out of it."""
+    how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}, top-p {args.top_p:g}"
+    print(f"protocol {asked.protocol.name}{asked.turns}, {len(asked.protocol.examples)}-shot, {how}, {args.samples} "
+          f"sample{'s' * (args.samples > 1)} a problem, at most {asked.max_new_tokens:,} new tokens; grader "
+          f"{asked.problems[0]['kind']}, exact")
+    if len(asked.problems) < asked.of:
+        print(f"smoke test: a random {len(asked.problems):,} of {asked.of:,} problems, seed {args.seed}; no result")
+    cramped = sum(len(prompt) + asked.max_new_tokens > context for prompt in asked.prompts)
+    if cramped:
+        over = sum(len(prompt) >= context for prompt in asked.prompts)
+        print(f"{cramped:,} of {len(asked.prompts):,} prompts with {asked.max_new_tokens:,} new tokens exceed the "
+              f"context of {context:,}: {over:,} are not asked and count as wrong, {cramped - over:,} have less room "
+              "to answer")
+    sys.stdout.flush()
+
+
+def evaluate(args, model: GPT, encoding: Encoding, asked: Asked, adapter: str, samples: "Samples") -> list[dict]:
+    """The graded records of one adapter, those that --out holds already among them."""
+    records = [record for record in samples.records if record["adapter"] == adapter]
+    done = {(record["id"], record["sample"]) for record in records}
+    if adapter != "none":
+        load_adapter(model, adapter)
+    for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
+                         asked.max_new_tokens, asked.batch_size, args.samples, args.temperature, args.top_p, args.seed,
+                         done):
+        batch = [{"id": record.pop("id"), "adapter": adapter, **record} for record in batch]
+        samples.add(batch)
+        records += batch
+        if sys.stdout.isatty():
+            print(f"\r{printable(adapter)}: {len(records):,} of {len(asked.problems) * args.samples:,}", end="",
+                  flush=True)
+    if sys.stdout.isatty():
+        print("\r" + " " * (len(adapter) + 30), end="\r")
+    remove_lora(model)
+    return records
 
 
 if __name__ == "__main__":

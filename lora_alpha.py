@@ -386,9 +386,9 @@ class GPT(nn.Module):
 def sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | None = None) -> Tensor:
     """One token for each row of logits (B, V): the likeliest at temperature 0, else that of the top_p nucleus which
     uniform (B,), a random number in [0, 1), falls on."""
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:  # too small to divide by
         return logits.argmax(-1)
-    probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    probabilities, order = ((logits - logits.amax(-1, True)) / temperature).softmax(-1).sort(-1, descending=True)
     before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
     mass = probabilities.double().masked_fill(before >= top_p, 0.0).cumsum(-1)  # float64: uniform·mass[-1] < mass[-1]
     return order.gather(-1, (mass <= uniform[:, None] * mass[:, -1:]).sum(-1, keepdim=True))[:, 0]

@@ -26,9 +26,12 @@ GPQA = ["Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2"
 def data_file(path: str | Path, name: str) -> Path:
     """NAME.jsonl or NAME.csv of a data folder; a file is itself."""
     path = Path(path)
-    if path.is_dir():
-        return path / (f"{name}.csv" if (path / f"{name}.csv").exists() else f"{name}.jsonl")
-    return path
+    if not path.is_dir():
+        return path
+    found = [path / f"{name}{end}" for end in (".jsonl", ".csv") if (path / f"{name}{end}").exists()]
+    if len(found) > 1:
+        raise ValueError(f"{path}: holds {name}.jsonl and {name}.csv; give the one that you mean as the path")
+    return found[0] if found else path / f"{name}.jsonl"
 
 
 def read_rows(path: Path) -> list[tuple[str, dict]]:
@@ -73,7 +76,7 @@ def load_problems(path: str | Path) -> list[dict]:
     """
     problems = []
     for number, (where, row) in enumerate(read_rows(Path(path))):
-        level, subject = row.get("level", "all"), row.get("type") or row.get("subject") or "all"
+        level, subject = row.get("level"), row.get("type") or row.get("subject") or "all"
         if "Question" in row:
             problem = read_choice(row, where)
             subject = row.get("High-level domain") or row.get("Subdomain") or "all"
@@ -96,7 +99,8 @@ def load_problems(path: str | Path) -> list[dict]:
 
 
 def level_name(level) -> str:
-    return f"Level {level}" if str(level).isdigit() else str(level)  # MATH-500 has 5 for MATH's "Level 5"
+    """MATH's "Level 5", which MATH-500 calls 5; "all" where there is none."""
+    return "all" if level in (None, "") else f"Level {level}" if str(level).isdigit() else str(level)
 
 
 def read_choice(row: dict, where: str) -> dict:
@@ -111,6 +115,20 @@ def read_choice(row: dict, where: str) -> dict:
     working = (row.get("Explanation") or "").strip()
     return dict(kind="choice", problem=ask_choice(question, options, "({}) {}"), question=question, options=options,
                 working=working, solution=f"{working} The answer is ({letter}).".strip(), answer=letter)
+
+
+def load_tests(data: str | Path, kind: str | None = None) -> list[dict]:
+    """The test problems of a file or a data folder, each with a gold answer, all of one kind (kind, where given)."""
+    problems = load_problems(data_file(data, "test"))
+    for problem in problems:
+        if kind == "choice" and "options" not in problem:
+            raise ValueError(f"--kind choice: {data} has no options; want GPQA's columns, {', '.join(GPQA)}")
+        problem["kind"] = kind or problem["kind"]
+        if not problem["answer"]:
+            raise ValueError(f"{data}: row {problem['id']} (from 0) has no answer to grade against")
+    if len({problem["kind"] for problem in problems}) > 1:
+        raise ValueError(f"{data}: holds several kinds of problem; give --kind, or a file for each")
+    return problems
 
 
 def ask_choice(question: str, options: list[str], style: str) -> str:
@@ -172,6 +190,21 @@ def fill(template: str, **fields: str) -> str:
     return re.sub("|".join(rf"\{{{name}\}}" for name in fields), lambda match: fields[match[0][1:-1]], template)
 
 
+# LaTeX's commands that begin with n: there \n is no line feed.
+NOT_LINE_FEEDS = set(
+    "nabla natural ncong ne nearrow neg neq newcommand newline newpage nexists ngeq ngeqq ngeqslant ngtr ni nicefrac "
+    "nleftarrow nLeftarrow nleftrightarrow nLeftrightarrow nleq nleqq nleqslant nless nmid nobreak noindent nolimits "
+    "nonumber normalfont normalsize not notag notin nparallel nprec npreceq nrightarrow nRightarrow nshortmid "
+    "nshortparallel nsim nsubseteq nsubseteqq nsucc nsucceq nsupseteq nsupseteqq ntriangleleft ntrianglelefteq "
+    "ntriangleright ntrianglerighteq nu num nvdash nvDash nVdash nVDash nwarrow".split())
+
+
+def line_feeds(text: str) -> str:
+    """\\n as a line feed, which a shell has no easy way to write; \\nabla stays, and so does \\n after a backslash."""
+    return re.sub(r"(?<!\\)\\n([a-zA-Z]*)", lambda match: match[0] if "n" + match[1] in NOT_LINE_FEEDS else
+                  "\n" + match[1], text)
+
+
 class Protocol:
     """How a problem is put to the model: the wording of one kind of problem, and worked examples before it."""
 
@@ -183,8 +216,8 @@ class Protocol:
         self.name, entry = name, PROTOCOLS.get(name)
         if entry and name != "plain":
             self.name += " in our wording"
-        if not entry:  # a shell has no easy way to write a line feed; \nabla is none
-            question = re.sub(r"\\n(?![a-z])", "\n", name)
+        if not entry:
+            question = line_feeds(name)
             self.name = repr(question)
             entry = dict(chat=False, option="({}) {}",
                          math=(0, 256, question, "{solution}" if question[-1].isspace() else " {solution}"))
@@ -193,6 +226,27 @@ class Protocol:
         first = self.question.partition("{problem}")[0].strip().partition("\n")[0]
         self.cut = f"\n{first}" if ":" in first else ""  # how an invented next problem would begin: "Problem:", "Q:"
         self.examples = []
+
+    def take_examples(self, tests: list[dict], data: str | Path, count: int | None = None, source=None) -> None:
+        """Takes count worked examples (None: the protocol's number): the first that are not among the tests.
+
+        They come from the file `source`, else from the training problems of the folder `data`.
+        """
+        count = self.shots if count is None else count
+        if not count and source:
+            raise ValueError(f"--few-shot-from {source}: this protocol has no examples; add --few-shot K")
+        if not count:
+            return
+        path = Path(source) if source else data_file(data, "train")
+        if not source and (not Path(data).is_dir() or not path.exists()):
+            raise ValueError(f"{count} worked examples are wanted: add --few-shot-from FILE (or --few-shot 0)")
+        tested = {" ".join(problem["problem"].split()) for problem in tests}
+        pool = [p for p in load_problems(path) if " ".join(p["problem"].split()) not in tested and p["answer"]]
+        if any(("options" in p) != ("options" in tests[0]) for p in pool):
+            raise ValueError(f"{path}: worked examples of another kind than the problems of {data}")
+        if len(pool) < count:
+            raise ValueError(f"{path}: {len(pool)} worked examples that are not under test, {count} are wanted")
+        self.examples = pool[:count]
 
     def ask(self, problem: dict) -> str:
         text = problem["problem"]

@@ -8,6 +8,7 @@
 Writes out/NAME/: the adapter in PEFT's format, metrics.csv (a line a step) and run.json (flags, origin, results).
 """
 
+import argparse
 import math
 import os
 import platform
@@ -17,22 +18,23 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from eval_pass1 import Parser, plain_output, print_table, solve, summarize
+from eval_pass1 import Parser, check_paths, plain_output, print_table, printable, solve, summarize
 from hf import (COPIED, copy_tokenizer, load_adapter, load_model, load_tokenizer, read_json, save_adapter, save_model,
                 write_json)
-from lora_alpha import (ALL_LINEAR, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers, lora_scaling,
-                        merge_lora, train)
-from problems import begin_token, data_file, encode_example, end_tokens, load_problems
+from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
+                        lora_scaling, merge_lora, train)
+from problems import Encoding, begin_token, data_file, encode_example, end_tokens, load_problems
 
 HERE = Path(__file__).resolve().parent
 
 
-def parse_args(argv=None):
+def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     method = parser.add_argument_group("method")
     method.add_argument("--method", choices=["lora-alpha", "lora", "rslora", "lora+", "pissa", "full"],
@@ -81,21 +83,31 @@ def parse_args(argv=None):
     run.add_argument("--dtype", choices=["float32", "bfloat16"],
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    return parser
+
+
+def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
+    """The parser, for errors found later, and the flags, checked each by itself and against each other."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.lr is None:  # larger models are fine-tuned at smaller rates
         args.lr = 1e-3 if Path(args.base).resolve() == HERE / "data/base" else 2e-5
 
-    for name, low in (("rank", 1), ("steps", 1), ("batch_size", 1), ("grad_accum", 1), ("eval_problems", 0)):
-        if getattr(args, name) < low:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be {low} or more")
-    if args.eval_every is not None and args.eval_every < 1:
-        parser.error(f"--eval-every {args.eval_every}: it must be 1 or more")
+    def flag(name):
+        return f"--{name.replace('_', '-')} {getattr(args, name)}"
+
+    for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1).items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            parser.error(f"{flag(name)}: it must be {low} or more")
     for name in ("lr", "alpha", "c", "grad_clip", "lr_ratio"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value > 0):
-            parser.error(f"--{name.replace('_', '-')} {value}: it must be a finite number above 0")
+            parser.error(f"{flag(name)}: it must be a finite number above 0")
     if not (math.isfinite(args.weight_decay) and args.weight_decay >= 0):
-        parser.error(f"--weight-decay {args.weight_decay}: it must be a finite number, 0 or more")
+        parser.error(f"{flag('weight_decay')}: it must be a finite number, 0 or more")
+    if not 0 <= args.seed < 2**32:  # torch's generator on the CPU takes no more bits
+        parser.error(f"{flag('seed')}: it must be from 0 to 2**32 - 1")
     if args.alpha is not None and args.c is not None:
         parser.error("--alpha and --c: give one of them, c is there to compute alpha")
     if args.c is not None and args.method != "lora-alpha":
@@ -105,6 +117,9 @@ def parse_args(argv=None):
     if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
         parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
     return parser, args
+
+
+# ---- The methods -----------------------------------------------------------------------------------------------------
 
 
 def method_alpha(method: str, rank: int, alpha: float | None, c: float | None) -> float:
@@ -159,11 +174,38 @@ def pissa_to_lora(model, start: dict[str, tuple]) -> None:
         layer.lora_B = torch.nn.Parameter(torch.cat([layer.lora_B, -B0], dim=1))
 
 
+# ---- The steps of a run ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What is trained, on what, where. problems: the test problems of pass@1."""
+
+    model: GPT
+    encoding: Encoding
+    device: torch.device
+    dtype: torch.dtype  # of the base, or of full fine-tuning's products
+    base_parameters: int
+    examples: list[tuple]
+    val_batches: list[tuple]
+    n_val: int
+    problems: list[dict]
+
+
+@dataclass
+class Method:
+    """What the flags ask of the adapters; for full fine-tuning alpha, s and first_step are None."""
+
+    alpha: float | None = None
+    s: float | None = None
+    lr_ratio: float = 1.0
+    first_step: float | None = None  # rms(ΔW)/lr of it
+    start: dict | None = None  # what PiSSA began with
+
+
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
     """Training, validation and test problems. Nothing is held out of the training file where validation is given."""
     path = Path(args.data)
-    if not path.exists():
-        raise ValueError(f"--data {path}: there is no such file or folder")
     train_problems = load_problems(data_file(path, "train"))
     val_file = Path(args.val) if args.val else path / "val.jsonl"
     if args.val or val_file.is_file():
@@ -224,36 +266,6 @@ def short(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def claim_folder(args) -> Path:
-    """Makes the run's folder: --out, or the next free name under out/."""
-    if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-        return Path(args.out)
-    name = args.method if args.method == "full" else f"{args.method}-r{args.rank}"
-    for number in range(1, 100_000):
-        folder = Path("out", f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-    raise ValueError(f"out/ has no free name left for {name}")
-
-
-def origin() -> dict:
-    """What a result needs beside its flags to be found again: versions, machine, git commit."""
-    try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout
-    except OSError:  # no git on this machine
-        git = ""
-    packages = ["torch", "numpy", "tiktoken", "safetensors"]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-                machine=dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
-                             threads=torch.get_num_threads()),
-                commit=git.strip() or None)
-
-
 def save_merged(model, folder: Path, base: str) -> str:
     """Merges the adapters and writes the model folder, all but the weights as in the base's. Returns what changed."""
     layers = lora_layers(model).values()
@@ -277,12 +289,13 @@ def merge(argv):
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
     args = parser.parse_args(argv)
     try:
+        check_paths(base=args.base, adapter=args.adapter)
         if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
             raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
         model = load_adapter(load_model(args.base), args.adapter)
         print(f"merged model in {args.out}: {save_merged(model, args.out, args.base)}")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(error)
 
 
 def main(argv=None):
@@ -292,142 +305,217 @@ def main(argv=None):
     if argv[:1] == ["merge"]:
         return merge(argv[1:])
     parser, args = parse_args(argv)
-
-    # Everything that a user's mistake can break happens here, before anything is written.
-    try:
-        out = Path(args.out or "out")
-        if args.out and out.exists() and not out.is_dir():
-            raise ValueError(f"--out {out} is a file: it must be a folder")
-        # A finished run, or one that was cut off between its training and its pass@1.
-        ours = (out / "run.json").exists() or (out / "metrics.csv").exists()
-        if args.overwrite and args.out and Path(args.base).resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"--out {out} holds the base {args.base}, which --overwrite removes: choose another name")
-        holds_run = bool(args.out) and ((out / "run.json").exists() or any(out.glob("*.safetensors")))
-        if holds_run and (not ours or out.resolve() == Path(args.base).resolve()):
-            raise ValueError(f"--out {out} holds files that are no run of train.py, or the base: choose another name")
-        if holds_run and not args.overwrite:
-            raise ValueError(f"--out {out} holds a finished run: choose another name, or add --overwrite")
-        try:
-            device = torch.device(args.device)
-            torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
-        dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-        train_problems, val_problems, test_problems = load_data(args)
-        encoding = load_tokenizer(args.base)
-        # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
-        model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
-        config, base_parameters = model.config, sum(p.numel() for p in model.parameters())
-        examples = encode_all(train_problems, "training", encoding, config)
-        val_examples = encode_all(val_problems, "validation", encoding, config)
-        if not examples:
-            raise ValueError(f"--data {args.data}: no problem is left to train on")
-        torch.manual_seed(args.seed)  # before A's init
-        alpha = s = ratio = start = None
-        lr_ratio = (args.lr_ratio or 16.0) if args.method == "lora+" else 1.0
-        if args.method != "full":
-            targets = args.targets
-            if len(targets) == 1 and re.fullmatch(r"[\w.]+(,[\w.]+)*", targets[0]):
-                targets = targets[0].split(",")
-            elif len(targets) == 1:
-                targets = targets[0]  # all-linear, or a regular expression
-            alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
-            try:
-                inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
-            except RuntimeError as error:  # torch's words for no memory
-                raise ValueError(f"--rank {args.rank} is too large: {str(error).splitlines()[0]}") from None
-            try:
-                start = pissa_init(model) if args.method == "pissa" else None
-            except RuntimeError as error:  # torch's words for weights that have no singular values, as NaN
-                raise ValueError(f"--method pissa: {str(error).splitlines()[0]}") from None
-            s = lora_scaling(args.rank, alpha)
-            ratio = first_step_ratio(model) * lr_ratio if args.method != "pissa" else None  # there B is not 0
-        final = claim_folder(args)
-        # A finished run that is to be overwritten stays whole until the new one is.
-        folder = final / "unfinished" if holds_run else final
-        if holds_run:
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier try to overwrite it
-            folder.mkdir()
-    except OverflowError:
-        parser.error(f"alpha = {alpha:g} is beyond float arithmetic: lower --alpha or --c")
+    try:  # everything that a user's mistake can break happens here, before anything is written
+        replaces = check_out(args)
+        run = load(args)
+        method = adapt(args, run.model)
+        final, folder = claim_folder(args, replaces)
     except (ValueError, OSError, re.error) as error:
-        parser.error(str(error))
+        parser.error(error)
 
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    update = min(args.batch_size * args.grad_accum, len(examples))
-    rule = {"lora-alpha": f"= {args.c or 256:g}·√{args.rank}" if args.alpha is None else "(given)",
-            "lora": "= 2r" if args.alpha is None else "(given)",
-            "lora+": f"{'= 2r' if args.alpha is None else '(given)'}, B's learning rate {lr_ratio:g} times A's",
-            "pissa": "= r" if args.alpha is None else "(given)",
-            "rslora": f"= {args.alpha or 16:g}·√{args.rank}"}.get(args.method)
-    print(f"base    {short(args.base)}, {base_parameters:,} parameters, on {device} in "
-          f"{str(dtype).removeprefix('torch.')}")
-    print(f"data    {short(args.data)}, {len(examples):,} training and {len(val_examples):,} validation problems")
-    if s:
-        print(f"method  {args.method}, rank {args.rank}, alpha {alpha:g} {rule}, s = alpha/r = {s:g}; {trainable:,} "
-              f"trainable parameters ({100 * trainable / base_parameters:.1f}% of the base's)")
-    if ratio:
-        print(f"step 1  moves the weights by rms(ΔW)/lr = {ratio:.2f}; full fine-tuning's is 1")
-    if not s:
-        print(f"method  full fine-tuning, {trainable:,} trainable parameters (100%)")
-    print(f"loop    AdamW, {args.steps} steps of {update} problems, peak learning rate {args.lr:g}", flush=True)
+    announce(args, run, method)
+    val_loss = evaluate(run.model, run.val_batches) if run.val_batches else None
+    before = answer(run, "before")
+    rows = fit(parser, args, run, method, folder / "metrics.csv")
+    save(args, run, method, folder)
+    after = answer(run, "after")
+    if args.merge:
+        print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', args.base)}")
+    results = summary(run, val_loss, rows, before, after, started)
+    write_json(folder / "run.json", described(args, run, method, results))  # last: the mark of a finished run
+    if folder != final:
+        replace_run(folder, final)
+    report(args, run, final, results, before, after)
+    print_next(args, argv, final)
 
-    if args.compile:
-        model.compile()  # in place: no wrapper whose name would get into the adapter's keys
 
-    def answers(when):
-        if not test_problems:
-            return None
-        print(f"pass@1 {when}: {len(test_problems)} problems ...", end=" ", flush=True)
-        start = time.time()
-        with torch.autocast(device.type, dtype, enabled=dtype != model.model.embed_tokens.weight.dtype):
-            records = solve(model, encoding, test_problems)
-        print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
-        return records
+def check_out(args) -> bool:
+    """Whether --out holds a run that --overwrite is to replace. ValueError for a folder that must not be written to."""
+    check_paths(base=args.base, data=args.data, val=args.val)
+    if not args.out:
+        return False
+    out, base = Path(args.out), Path(args.base).resolve()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: it must be a folder")
+    if args.overwrite and base.is_relative_to(out.resolve()):
+        raise ValueError(f"--out {out} holds the base {args.base}, which --overwrite removes: choose another name")
+    holds_run = (out / "run.json").exists() or any(out.glob("*.safetensors"))
+    ours = (out / "run.json").exists() or (out / "metrics.csv").exists()  # finished, or cut off before its pass@1
+    if holds_run and (not ours or out.resolve() == base):
+        raise ValueError(f"--out {out} holds files that are no run of train.py, or the base: choose another name")
+    if holds_run and not args.overwrite:
+        raise ValueError(f"--out {out} holds a finished run: choose another name, or add --overwrite")
+    return holds_run
 
+
+def load(args) -> Run:
+    """The base on its device, and the data as token ids."""
+    try:
+        device = torch.device(args.device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    train_problems, val_problems, test_problems = load_data(args)
+    encoding = load_tokenizer(args.base)
+    # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
+    model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
+    examples = encode_all(train_problems, "training", encoding, model.config)
+    val_examples = encode_all(val_problems, "validation", encoding, model.config)
+    if not examples:
+        raise ValueError(f"--data {args.data}: no problem is left to train on")
     val_examples.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
-    val_before = evaluate(model, val_batches) if val_batches else None
-    before = answers("before")
-    metrics = folder / "metrics.csv"
+    return Run(model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
+               len(val_examples), test_problems)
+
+
+def adapt(args, model: GPT) -> Method:
+    """Puts the method's adapters into the model."""
+    torch.manual_seed(args.seed)  # before A's init
+    if args.method == "full":
+        return Method()
+    targets = args.targets
+    if len(targets) == 1:  # names with commas, or else all-linear or a regular expression
+        targets = targets[0].split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", targets[0]) else targets[0]
     try:
-        rows = train(model, epochs(examples, args.batch_size, args.grad_accum, args.seed), args.steps, args.lr,
-                     grad_accum=args.grad_accum, grad_clip=args.grad_clip, weight_decay=args.weight_decay,
-                     lr_ratio=lr_ratio, val_batches=val_batches, eval_every=args.eval_every or max(1, args.steps // 4),
-                     drift=args.drift, metrics=metrics, log=Progress(args.steps),
-                     autocast=None if dtype == torch.float32 else dtype)
+        alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
+        inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
+        s = lora_scaling(args.rank, alpha)
+        lr_ratio = (args.lr_ratio or 16.0) if args.method == "lora+" else 1.0
+        if args.method == "pissa":  # B is not 0 in it, so that no ratio of the first step is known before
+            return Method(alpha, s, lr_ratio, None, pissa_init(model))
+        return Method(alpha, s, lr_ratio, first_step_ratio(model) * lr_ratio)
+    except OverflowError:
+        raise ValueError("alpha is beyond float arithmetic: lower --alpha, --c or --rank") from None
+    except RuntimeError as error:  # torch's words: no memory for the adapters, no singular values of a NaN
+        raise ValueError(f"--method {args.method} --rank {args.rank}: {str(error).splitlines()[0]}") from None
+
+
+def claim_folder(args, replaces: bool) -> tuple[Path, Path]:
+    """The run's folder, --out or the next free name under out/, and where its files go until they are whole."""
+    if args.out:
+        final = Path(args.out)
+        final.mkdir(parents=True, exist_ok=True)
+        if not replaces:
+            return final, final
+        shutil.rmtree(final / "unfinished", ignore_errors=True)  # of an earlier try to overwrite it
+        (final / "unfinished").mkdir()
+        return final, final / "unfinished"
+    name = args.method if args.method == "full" else f"{args.method}-r{args.rank}"
+    for number in range(1, 100_000):
+        final = Path("out", f"{name}-{number}")
+        try:
+            final.mkdir(parents=True)
+            return final, final
+        except FileExistsError:
+            continue
+    raise ValueError(f"out/ has no free name left for {name}")
+
+
+def announce(args, run: Run, method: Method) -> None:
+    """The lines that say what will happen, with s."""
+    dtype = str(run.dtype).removeprefix("torch.")
+    print(f"base    {short(args.base)}, {run.base_parameters:,} parameters, on {run.device} in {dtype}")
+    print(f"data    {short(args.data)}, {len(run.examples):,} training and {run.n_val:,} validation problems")
+    trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    if args.method == "full":
+        print(f"method  full fine-tuning, {trainable:,} trainable parameters (100%)")
+    else:
+        rule = "(given)" if args.alpha is not None else {"lora-alpha": f"= {args.c or 256:g}·√{args.rank}",
+                                                         "pissa": "= r"}.get(args.method, "= 2r")
+        if args.method == "rslora":
+            rule = f"= {args.alpha or 16:g}·√{args.rank}"
+        if args.method == "lora+":
+            rule += f", B's learning rate {method.lr_ratio:g} times A's"
+        print(f"method  {args.method}, rank {args.rank}, alpha {method.alpha:g} {rule}, s = alpha/r = {method.s:g}; "
+              f"{trainable:,} trainable parameters ({100 * trainable / run.base_parameters:.1f}% of the base's)")
+    if method.first_step:
+        print(f"step 1  moves the weights by rms(ΔW)/lr = {method.first_step:.2f}; full fine-tuning's is 1")
+    update = min(args.batch_size * args.grad_accum, len(run.examples))
+    print(f"loop    AdamW, {args.steps} steps of {update} problems, {args.steps * update / len(run.examples):.3g} "
+          f"epochs, peak learning rate {args.lr:g}", flush=True)
+
+
+def answer(run: Run, when: str) -> list[dict] | None:
+    """The graded answers to the test problems, and a line with their pass@1; None where there are no problems."""
+    if not run.problems:
+        return None
+    print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
+    start = time.time()
+    mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
+    with torch.autocast(run.device.type, run.dtype, enabled=mixed):
+        records = solve(run.model, run.encoding, run.problems)
+    print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
+    return records
+
+
+def fit(parser: Parser, args, run: Run, method: Method, metrics: Path) -> list[dict]:
+    """Trains; a row of metrics a step. A run that diverges ends here, in one line."""
+    if args.compile:
+        run.model.compile()  # in place: no wrapper whose name would get into the adapter's keys
+    batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed)
+    try:
+        return train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
+                     weight_decay=args.weight_decay, lr_ratio=method.lr_ratio, val_batches=run.val_batches,
+                     eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, metrics=metrics,
+                     log=Progress(args.steps), autocast=None if run.dtype == torch.float32 else run.dtype)
     except FloatingPointError as error:
-        cure = f"alpha·lr = {alpha * args.lr:g}: lower --lr or alpha" if s else "lower --lr"
+        cure = f"alpha·lr = {method.alpha * args.lr:g}: lower --lr or alpha" if method.alpha else "lower --lr"
         cure += " or --lr-ratio" if args.method == "lora+" else ""
         print()  # ends the line of the progress bar
         parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {metrics}")
 
-    # Each file is renamed into place when it is whole; run.json, the mark of a finished run, comes last.
-    if start:
-        pissa_to_lora(model, start)
-    if s:
-        save_adapter(model, folder, base=short(args.base))
-    else:
-        save_model(model, folder)
+
+def save(args, run: Run, method: Method, folder: Path) -> None:
+    """The adapter, or with full fine-tuning the model; each file is renamed into place when it is whole."""
+    if args.method == "full":
+        save_model(run.model, folder)
         copy_tokenizer(args.base, folder)
-    after = answers("after")
-    if args.merge:
-        print(f"merged model in {short(final / 'merged')}: {save_merged(model, folder / 'merged', args.base)}")
+        return
+    if method.start:
+        pissa_to_lora(run.model, method.start)
+    save_adapter(run.model, folder, base=os.path.abspath(args.base))
+
+
+def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, started: float) -> dict:
+    """The results: run.json's, and what is printed."""
     pass1 = [summarize(records)["pass1"] if records else None for records in (before, after)]
-    results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(test_problems),
-                   val_loss_before=val_before, val_loss_after=rows[-1]["val_loss"],
+    results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(run.problems),
+                   val_loss_before=val_loss, val_loss_after=rows[-1]["val_loss"],
                    clipped=sum(row["clipped"] for row in rows) / len(rows), seconds=round(time.time() - started, 1))
     if after:
-        summary = summarize(after)
-        whole = {name: summary[name] for name in ("n", "pass1", "low", "high")}
-        results["levels"] = {**summary.get("level", {}), "all levels": whole}
-    write_json(folder / "run.json", {**vars(args), "alpha": alpha, "s": s, "lr_ratio": lr_ratio,
-                                     "first_step_ratio": ratio,
-                                     "dtype": str(dtype).removeprefix("torch."), "n_train": len(examples),
-                                     "n_val": len(val_examples), **origin(), "results": results})
-    if folder != final:
-        replace_run(folder, final)
-    report(args, final, val_before, rows, test_problems, before, after, results)
+        found = summarize(after)
+        whole = {name: found[name] for name in ("n", "pass1", "low", "high")}
+        results["levels"] = {**found.get("level", {}), "all levels": whole}
+    return results
+
+
+def described(args, run: Run, method: Method, results: dict) -> dict:
+    """run.json: the flags, what they came to, and what a result needs beside them to be found again."""
+    packages = ["torch", "numpy", "tiktoken", "tokenizers", "safetensors"]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {**vars(args), "alpha": method.alpha, "s": method.s, "lr_ratio": method.lr_ratio,
+            "first_step_ratio": method.first_step, "dtype": str(run.dtype).removeprefix("torch."),
+            "n_train": len(run.examples), "n_val": run.n_val,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "machine": dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
+                            threads=torch.get_num_threads()),
+            "commit": commit(), "results": results}
+
+
+def commit() -> str | None:
+    """The git commit of these files, "-dirty" where they differ from it; None where git does not keep them."""
+    def git(*words):
+        try:
+            return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):  # no git, no repository, or not in it
+            return None
+
+    if not git("ls-files", "--error-unmatch", "train.py", "lora_alpha.py"):
+        return None
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    return f"{git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"
 
 
 def replace_run(new: Path, old: Path) -> None:
@@ -442,26 +530,36 @@ def replace_run(new: Path, old: Path) -> None:
     new.rmdir()
 
 
-def report(args, folder, val_before, rows, problems, before, after, results):
-    print(f"\nvalidation loss {val_before:.4f} → {rows[-1]['val_loss']:.4f}" if val_before else "", end="")
+def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
+    """Losses, the table, one worked example, and where it all lies."""
+    if results["val_loss_before"] is not None:
+        print(f"\nvalidation loss {results['val_loss_before']:.4f} → {results['val_loss_after']:.4f}", end="")
     if args.grad_clip is not None:
         print(f"; {100 * results['clipped']:.0f}% of the steps were clipped", end="")
     print()
-    if problems:
+    if run.problems:
         print_table({"before": before, "after": after})
-        # One worked example: the first problem that was learnt, else the first of all.
-        shown = next((i for i, (b, a) in enumerate(zip(before, after)) if a["correct"] > b["correct"]), 0)
-        print(f"\nproblem {problems[shown]['problem']}\n  before{before[shown]['completion']}\n"
-              f"  after {after[shown]['completion']}\n  gold   {problems[shown]['answer']}")
+        # The example is the first problem that was learnt, else the first of all.
+        i = next((i for i, (b, a) in enumerate(zip(before, after)) if a["correct"] > b["correct"]), 0)
+        for title, text in (("\nproblem", run.problems[i]["problem"]), ("  before", before[i]["completion"]),
+                            ("  after ", after[i]["completion"]), ("  gold  ", run.problems[i]["answer"])):
+            print(title, printable(text.strip()))
     what = "model" if args.method == "full" else "adapter"
     print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
+
+
+def print_next(args, argv: list[str], folder: Path) -> None:
+    """The commands that a user may want next, as a shell takes them."""
     if args.method != "full":
-        base = "" if Path(args.base) == HERE / "data/base" else f" --base {short(args.base)}"
+        command = ["python", "eval_pass1.py", "--adapter", short(folder)]
+        if Path(args.base) != HERE / "data/base":
+            command += ["--base", short(args.base)]
         tested = args.data if Path(args.data).is_dir() and data_file(args.data, "test").is_file() else args.val
-        data = f" --data {short(tested)}" if tested and Path(tested) != HERE / "data/equations" else ""
-        print(f"  python eval_pass1.py --adapter {short(folder)}{base}{data}")
-    if args.method == "lora-alpha" and args.out is args.alpha is args.c is None and "--method" not in sys.argv:
-        print(f"  {shlex.join(['python', 'train.py', *sys.argv[1:]])} --method lora")
+        if tested and Path(tested) != HERE / "data/equations":
+            command += ["--data", short(tested)]
+        print(f"  {shlex.join(command)}")
+    if args.method == "lora-alpha" and args.out is args.alpha is args.c is None and "--method" not in argv:
+        print(f"  {shlex.join(['python', 'train.py', *argv, '--method', 'lora'])}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""For every test: one thread, the same Hypothesis examples on every run, a tiny base with tiny data, and commands run
+"""For every test: one thread, the same Hypothesis examples on every run, a toy base with toy data, and commands run
 in this process."""
 
 import contextlib
@@ -28,9 +28,9 @@ def fuzz(request):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """tiny.base: a random Llama of two layers and width 32 with data/base's tokenizer and context, in float32.
-    tiny.data: a folder of 24 problems to train on, 6 for validation and 6 for test, of data/equations."""
+def toy(tmp_path_factory):
+    """toy.base: a random Llama of two layers and width 32 with data/base's tokenizer and context, in float32.
+    toy.data: a folder of 24 problems to train on, 6 for validation and 6 for test, of data/equations."""
     from hf import copy_tokenizer, save_model
     from lora_alpha import GPT, GPTConfig
 

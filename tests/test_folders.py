@@ -117,7 +117,11 @@ def folders_to_make(draw, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_folder_gives_the_logits_of_transformers_and_a_saved_one_gives_them_back(kind, fuzz):
-    """To a relative 2e-5, whatever sizes, RoPE and its spelling, ties, shards and stored dtype the folder has."""
+    """To a relative 1e-4, whatever sizes, RoPE and its spelling, ties, shards and stored dtype the folder has.
+
+    Either side rounds frequencies and angles: 4·T·2^-24 = 1.4e-5 radians at the last position, which scores of
+    standard deviations of several multiply. A position that is wrong shows at 1e-2.
+    """
     @given(folders_to_make(kind))
     @fuzz(40)
     @torch.no_grad()
@@ -129,11 +133,11 @@ def test_any_folder_gives_the_logits_of_transformers_and_a_saved_one_gives_them_
             theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             assert theirs.config.rope_parameters.items() >= config.rope_parameters.items()  # so it was spelt right
             ours, expected = load_model(folder, torch.float32), theirs(IDX).logits
-            assert far(ours(IDX)[0], expected) <= 2e-5
+            assert far(ours(IDX)[0], expected) <= 1e-4
             assert far(theirs(IDX, position_ids=0 * IDX).logits, expected) > 1e-2  # positions matter
             assert {p.dtype for p in load_model(folder).parameters()} == {dtype}
             save_model(ours, folder + "/ours")
-            assert far(AutoModelForCausalLM.from_pretrained(folder + "/ours")(IDX).logits, expected) <= 2e-5
+            assert far(AutoModelForCausalLM.from_pretrained(folder + "/ours")(IDX).logits, expected) <= 1e-4
             save_model(load_model(folder), folder + "/kept")
             assert {t.dtype for t in load_file(folder + "/kept/model.safetensors").values()} == {dtype}
 
@@ -637,12 +641,12 @@ BY_COMMAND = {
 
 @pytest.mark.parametrize("case", BY_COMMAND)
 @pytest.mark.parametrize("script, flags", [(eval_pass1, ["--adapter", "none"]), (train, [])], ids=["eval", "train"])
-def test_a_damaged_folder_is_one_line_and_status_2_to_a_command(script, flags, case, tiny, tmp_path, command):
+def test_a_damaged_folder_is_one_line_and_status_2_to_a_command(script, flags, case, toy, tmp_path, command):
     """No traceback, nothing on stdout, and nothing is written."""
-    folder = shutil.copytree(tiny.base, tmp_path / "folder")
+    folder = shutil.copytree(toy.base, tmp_path / "folder")
     BY_COMMAND[case](folder)
     before = sorted(tmp_path.rglob("*"))
-    done = command(script, "--base", "folder", "--data", tiny.data, *flags, cwd=tmp_path)
+    done = command(script, "--base", "folder", "--data", toy.data, *flags, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr[-500:]
     assert done.stderr.startswith(f"{script.__name__}.py: ") and "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == before

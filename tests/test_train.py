@@ -23,9 +23,9 @@ FAST = ["--batch-size", "8", "--grad-accum", "1", "--eval-problems", "0"]
 
 
 @pytest.fixture(scope="module")
-def run(tiny, command):
-    """run(*flags, cwd): train.py on the tiny base and data, unless the flags name others."""
-    return lambda *flags, cwd: command(script, "--base", tiny.base, "--data", tiny.data, *flags, cwd=cwd)
+def run(toy, command):
+    """run(*flags, cwd): train.py on the toy base and data, unless the flags name others."""
+    return lambda *flags, cwd: command(script, "--base", toy.base, "--data", toy.data, *flags, cwd=cwd)
 
 
 def problems_file(path, *pairs, end="\n"):
@@ -42,8 +42,8 @@ def last_loss(folder):
 def finished(tmp_path_factory, run):
     """One run of 20 steps with everything on, shared by the tests that look at what it wrote."""
     cwd = tmp_path_factory.mktemp("run")
-    done = run("--rank", 4, "--steps", 20, *FAST[:4], "--eval-problems", 4, "--merge", "--drift", "--dtype", "float32",
-               cwd=cwd)
+    done = run("--rank", 4, "--steps", 20, "--lr", 1e-3, *FAST[:4], "--eval-problems", 4, "--merge", "--drift",
+               "--dtype", "float32", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd, cwd / "out/lora-alpha-r4-1", done.stdout
 
@@ -62,10 +62,10 @@ def test_a_run_writes_adapter_metrics_and_origin(finished):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_the_adapter_and_the_merged_model_are_the_same_model(finished, tiny):
+def test_the_adapter_and_the_merged_model_are_the_same_model(finished, toy):
     """Base plus saved adapter gives the logits of the merged folder."""
     _, folder, _ = finished
-    adapted = load_adapter(load_model(tiny.base, torch.float32), folder)
+    adapted = load_adapter(load_model(toy.base, torch.float32), folder)
     merged = load_model(folder / "merged")
     idx = torch.tensor([load_tokenizer(folder / "merged").encode_ordinary("Problem: Solve for $x$: $x + 3 = 7$.")])
     a, b = adapted(idx)[0], merged(idx)[0]
@@ -102,9 +102,9 @@ def test_an_overwritten_run_is_replaced_whole(tmp_path, run):
         "spec.json"]
 
 
-def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path, run, tiny):
+def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path, run, toy):
     """A base inside --out is refused, and a chat template that the new run has not is gone."""
-    shutil.copytree(tiny.base, tmp_path / "o/merged")
+    shutil.copytree(toy.base, tmp_path / "o/merged")
     (tmp_path / "o/metrics.csv").write_text("")
     (tmp_path / "o/chat_template.jinja").write_text("old")
     (tmp_path / "o/notes.txt").write_text("mine")
@@ -116,7 +116,7 @@ def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path,
     assert not (tmp_path / "o/chat_template.jinja").exists() and (tmp_path / "o/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("flags", [pytest.param([], id="tiny"), pytest.param(
+@pytest.mark.parametrize("flags", [pytest.param([], id="toy"), pytest.param(
     ["--base", ROOT / "data/base", "--data", ROOT / "data/equations"], id="base", marks=pytest.mark.thorough)])
 def test_lora_alpha_is_ahead_of_lora_after_sixty_steps(flags, tmp_path, run):
     """Same rank, learning rate, steps and seed: the rule's validation loss is below that of alpha = 2r."""
@@ -227,9 +227,9 @@ def test_files_of_the_user_in_a_new_out_stay(tmp_path, run):
     assert (tmp_path / "unfinished/notes.txt").read_text() == "mine" and (tmp_path / "run.json").is_file()
 
 
-def test_a_folder_of_another_origin_is_not_overwritten(tmp_path, run, tiny):
+def test_a_folder_of_another_origin_is_not_overwritten(tmp_path, run, toy):
     """--out on a model that is no run of train.py, or on the base itself, is refused even with --overwrite."""
-    shutil.copytree(tiny.base, tmp_path / "m")
+    shutil.copytree(toy.base, tmp_path / "m")
     before = (tmp_path / "m/model.safetensors").read_bytes()
     for extra in ([], ["--base", "m"]):
         done = run("--steps", 1, *FAST, "--method", "full", "--out", "m", "--overwrite", *extra, cwd=tmp_path)
@@ -237,10 +237,10 @@ def test_a_folder_of_another_origin_is_not_overwritten(tmp_path, run, tiny):
     assert (tmp_path / "m/model.safetensors").read_bytes() == before
 
 
-def test_eval_pass1_compares_base_and_adapter(finished, tiny, command):
+def test_eval_pass1_compares_base_and_adapter(finished, toy, command):
     """The newest adapter under out/ is found; the table has a column for the base and one for it."""
     cwd, _, _ = finished
-    done = command(eval_pass1, "--base", tiny.base, "--data", tiny.data, "--limit", 3, cwd=cwd)
+    done = command(eval_pass1, "--base", toy.base, "--data", toy.data, "--limit", 3, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "base" in done.stdout and "out/lora-alpha-r4-1" in done.stdout.replace(os.sep, "/")
 
@@ -256,9 +256,9 @@ def test_gsm8k_answers_follow_the_marks(tmp_path):
     assert [p["answer"] for p in load_problems(path)] == ["1,004", None, "\\frac{1}{2}", "7", None]
 
 
-def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path, run, tiny):
+def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path, run, toy):
     """Too small a vocabulary, or no end token anywhere, is one line and status 2."""
-    shutil.copytree(tiny.base, tmp_path / "m")
+    shutil.copytree(toy.base, tmp_path / "m")
     spec = json.loads((tmp_path / "m/spec.json").read_text())
     for special in ({"<|endoftext|>": 511, "<|more|>": 900}, {}):
         (tmp_path / "m/spec.json").write_text(json.dumps({**spec, "special_tokens": special}))
@@ -282,11 +282,11 @@ def test_the_prompt_is_the_same_in_training_and_evaluation():
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
 def test_gsm8k_trains_end_to_end_and_its_loss_falls(tmp_path, run):
     """Real problems in GSM8K's fields on the embedded base, at its default rate."""
-    for name, count in (("train", 100), ("test", 10)):
+    for name, count in (("train", 50), ("test", 5)):
         lines = (REAL / f"gsm8k_{name}.jsonl").read_text(encoding="utf-8").split("\n")[:count]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    done = run("--base", ROOT / "data/base", "--data", "train.jsonl", "--val", "test.jsonl", "--steps", 3, *FAST,
-               "--out", "o", cwd=tmp_path)
+    done = run("--base", ROOT / "data/base", "--data", "train.jsonl", "--val", "test.jsonl", "--steps", 3,
+               "--batch-size", 4, "--eval-problems", 0, "--out", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "o/run.json").read_text())["results"]
     assert results["val_loss_after"] < results["val_loss_before"]

@@ -11,11 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -34,19 +36,24 @@ EQUATIONS = ROOT / "data/equations"
 CHOICE = ROOT / "data/choice"
 
 
-def evaluate(capsys, *flags):
-    """What the command prints, run in this process."""
-    eval_pass1.main([str(flag) for flag in flags])
-    return capsys.readouterr().out
+@pytest.fixture
+def evaluate(toy, command, tmp_path):
+    """evaluate(*flags): what the command prints, on the toy base unless the flags name another."""
+    def evaluate(*flags):
+        done = command(eval_pass1, "--base", toy.base, *flags, cwd=tmp_path)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return done.stdout
+    return evaluate
 
 
-def fails(capsys, *flags):
-    """The one line on stderr of a command that must end with status 2."""
-    with pytest.raises(SystemExit) as stop:
-        eval_pass1.main([str(flag) for flag in flags])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and len(error.splitlines()) == 1, error
-    return error
+@pytest.fixture
+def fails(toy, command, tmp_path):
+    """fails(*flags): the one line on stderr of a command that must end with status 2."""
+    def fails(*flags):
+        done = command(eval_pass1, "--base", toy.base, *flags, cwd=tmp_path)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+    return fails
 
 
 def samples_of(folder):
@@ -63,17 +70,17 @@ def write_rows(path, *rows):
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    """Two adapters of the small base that change what it says."""
+def adapters(tmp_path_factory, toy):
+    """Two adapters of the toy base that change what it says."""
     folders = []
     for seed in range(2):
         torch.manual_seed(seed)
-        model = inject_lora(load_model(ROOT / "data/base", torch.float32), rank=2, alpha=4)
+        model = inject_lora(load_model(toy.base), rank=2, alpha=4)
         with torch.no_grad():
             for layer in lora_layers(model).values():
-                layer.lora_B.normal_(0, 0.02)
+                layer.lora_B.normal_(0, 0.5)
         folders.append(tmp_path_factory.mktemp("adapter"))
-        save_adapter(model, folders[-1], base="data/base")
+        save_adapter(model, folders[-1])
     return folders
 
 
@@ -122,12 +129,9 @@ def test_the_interval_of_one_sample_covers_the_truth():
                                   (500, 0.02), (500, 0.5), (500, 0.9)])
 def test_the_interval_covers_the_truth(N, p):
     """Coverage for 4 samples of problems of unequal difficulty (each drawn from Beta(2p, 2(1-p))), in 1,500 runs."""
-    rng, runs, covered = random.Random(f"{N} {p}"), 1500, 0
+    rng, runs, covered = np.random.default_rng([N, round(100 * p)]), 1500, 0
     for _ in range(runs):
-        correct = []
-        for _ in range(N):
-            chance = rng.betavariate(2 * p, 2 * (1 - p))
-            correct.append(sum(rng.random() < chance for _ in range(4)))
+        correct = rng.binomial(4, rng.beta(2 * p, 2 * (1 - p), N)).tolist()
         _, low, high = pass1_interval(correct, 4)
         covered += low <= p <= high
     # 1.5 points, and 2.5 standard deviations of the simulation itself
@@ -238,12 +242,12 @@ def test_both_spellings_of_math_are_read(tmp_path):
     assert [(p["level"], p["subject"], p["answer"]) for p in (a, b)] == [("Level 5", "Algebra", "1")] * 2
 
 
-def test_two_rows_with_the_same_question_do_not_collide(tmp_path, capsys):
+def test_two_rows_with_the_same_question_do_not_collide(tmp_path, evaluate):
     """Each is asked, graded and counted by its row."""
     problem = load_problems(EQUATIONS / "test.jsonl")[0]
     rows = [dict(problem=problem["problem"], solution="s", answer=answer) for answer in ("1", "2", "1")]
     path = write_rows(tmp_path / "d.jsonl", *rows)
-    out = evaluate(capsys, "--data", path, "--adapter", "none", "--max-new-tokens", 8, "--out", tmp_path / "o")
+    out = evaluate("--data", path, "--adapter", "none", "--max-new-tokens", 8, "--out", tmp_path / "o")
     assert [line["gold"] for line in samples_of(tmp_path / "o")] == ["1", "2", "1"]
     assert [line["id"] for line in samples_of(tmp_path / "o")] == [0, 1, 2] and "all                  3" in out
 
@@ -251,8 +255,8 @@ def test_two_rows_with_the_same_question_do_not_collide(tmp_path, capsys):
 # Prompts.
 
 
-def test_every_protocol_is_printed_in_full(capsys):
-    out = evaluate(capsys, "--help-prompts")
+def test_every_protocol_is_printed_in_full(evaluate):
+    out = evaluate("--help-prompts")
     for name, entry in PROTOCOLS.items():
         assert name in out and entry["source"] in out
         for kind in ("math", "gsm8k", "choice"):
@@ -292,7 +296,7 @@ def test_options_are_written_as_the_protocol_has_them(kind):
         assert start + problem["options"][0] in Protocol(name, kind).ask(problem)
 
 
-def test_worked_examples_are_the_first_that_are_not_under_test(tmp_path, capsys):
+def test_worked_examples_are_the_first_that_are_not_under_test(tmp_path, evaluate, fails):
     """A problem under test never stands in the prompt, not with other blanks either; too few examples is an error."""
     tests = [dict(problem="one  plus one?", solution="\\boxed{2}"), dict(problem="two?", solution="\\boxed{2}")]
     leak = "a \\boxed{leak}"
@@ -300,11 +304,11 @@ def test_worked_examples_are_the_first_that_are_not_under_test(tmp_path, capsys)
              *(dict(problem=f"shot {i}", solution=f"so \\boxed{{{i}}}") for i in range(3))]
     data, pool = write_rows(tmp_path / "t.jsonl", *tests), write_rows(tmp_path / "pool.jsonl", *shots)
     flags = ["--data", data, "--adapter", "none", "--max-new-tokens", 4, "--few-shot-from", pool]
-    evaluate(capsys, *flags, "--few-shot", 2, "--limit", 1, "--out", tmp_path / "o")
+    evaluate(*flags, "--few-shot", 2, "--limit", 1, "--out", tmp_path / "o")
     (line,) = samples_of(tmp_path / "o")
     assert line["prompt"].startswith("Problem: shot 0\nSolution: so \\boxed{0}\n\nProblem: shot 1\nSolution: ")
     assert "leak" not in line["prompt"] and line["prompt"].endswith("?\nSolution:")
-    assert "3 worked examples" in fails(capsys, *flags, "--few-shot", 4)
+    assert "3 worked examples" in fails(*flags, "--few-shot", 4)
 
 
 LLAMA = ("{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + "
@@ -439,14 +443,14 @@ def test_ids_beyond_the_tokenizer_decode_to_nothing(tokens):
     assert decode(encoding, tokens) == decode(encoding, [t for t in tokens if t <= encoding.max_token_value])
 
 
-def test_the_batch_changes_no_completion(tmp_path, capsys):
+def test_the_batch_changes_no_completion(tmp_path, evaluate):
     """Alone, in odd batches or all at once, greedy or sampled: the same samples, and so the same table."""
     sampled = ["--samples", 3, "--temperature", 1.0, "--top-p", 0.9, "--k", 1, 3]
     for name, flags in (("greedy", []), ("sampled", sampled)):
         seen = []
         for size in (1, 7, "auto"):
             out = tmp_path / f"{name}{size}"
-            evaluate(capsys, "--adapter", "none", "--limit", 9, "--max-new-tokens", 24, "--batch-size", size,
+            evaluate("--adapter", "none", "--limit", 9, "--max-new-tokens", 24, "--batch-size", size,
                      "--out", out, *flags)
             seen.append(samples_of(out))
         assert seen[0] == seen[1] == seen[2]
@@ -460,29 +464,30 @@ def table_of(printed):
 
 
 @pytest.mark.parametrize("flags", [[], ["--samples", "2", "--temperature", "1"]])
-def test_a_run_that_was_stopped_goes_on_to_the_identical_table(tmp_path, capsys, adapters, flags):
+def test_a_run_that_was_stopped_goes_on_to_the_identical_table(tmp_path, adapters, flags, evaluate):
     """Stopped in the middle of a batch and of a line, and between two models; a finished run prints its table again."""
     flags += ["--limit", 10, "--max-new-tokens", 24, "--batch-size", 4, "--adapter", "none", "--adapter", adapters[0]]
-    whole = evaluate(capsys, *flags, "--out", tmp_path / "whole")
+    whole = evaluate(*flags, "--out", tmp_path / "whole")
     lines = (tmp_path / "whole/samples.jsonl").read_text().splitlines(keepends=True)
     for kept in (0, 5, 10, 14, len(lines)):
         stopped = tmp_path / f"stopped{kept}"
         stopped.mkdir()
         shutil.copy(tmp_path / "whole/settings.json", stopped)
         (stopped / "samples.jsonl").write_text("".join(lines[:kept]) + (lines[kept][:30] if kept < len(lines) else ""))
-        assert table_of(evaluate(capsys, *flags, "--out", stopped)) == table_of(whole)
+        assert table_of(evaluate(*flags, "--out", stopped)) == table_of(whole)
         assert samples_of(stopped) == samples_of(tmp_path / "whole")
         assert (stopped / "samples.jsonl").read_text().startswith("".join(lines[:kept]))
 
 
-def test_a_killed_process_leaves_whole_lines_and_goes_on(tmp_path):
+def test_a_killed_process_leaves_whole_lines_and_goes_on(tmp_path, toy):
     """The real thing: a process killed while it writes, and the same command after it."""
-    command = [sys.executable, str(ROOT / "eval_pass1.py"), "--adapter", "none", "--limit", "60", "--batch-size", "2",
-               "--max-new-tokens", "24", "--out", "o"]
+    command = [sys.executable, str(ROOT / "eval_pass1.py"), "--base", toy.base, "--adapter", "none", "--limit", "60",
+               "--batch-size", "2", "--max-new-tokens", "24", "--out", "o"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     path = tmp_path / "o/samples.jsonl"
     while not path.exists() or len(path.read_bytes().splitlines()) < 6:
         assert process.poll() is None, "ended too early to be killed"
+        time.sleep(0.01)
     process.kill()
     process.wait()
     before = path.read_bytes()
@@ -491,133 +496,144 @@ def test_a_killed_process_leaves_whole_lines_and_goes_on(tmp_path):
     assert path.read_bytes().startswith(before[: before.rfind(b"\n") + 1]) and len(samples_of(tmp_path / "o")) == 60
 
 
-def test_another_command_does_not_mix_into_a_stored_run(tmp_path, capsys, adapters):
+def test_another_command_does_not_mix_into_a_stored_run(tmp_path, adapters, evaluate, fails):
     """Other settings, an adapter trained anew under its name, or a folder of other files: refused, nothing changed."""
     adapter = shutil.copytree(adapters[0], tmp_path / "adapter")
     flags = ["--limit", 3, "--max-new-tokens", 4, "--adapter", adapter, "--out", tmp_path / "o"]
-    evaluate(capsys, *flags)
+    evaluate(*flags)
     before = {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
     for change in (["--max-new-tokens", 5], ["--limit", 4], ["--prompt", "Q: {problem}"], ["--seed", 1]):
-        assert "another run" in fails(capsys, *flags, *change)
+        assert "another run" in fails(*flags, *change)
     shutil.copy(adapters[1] / "adapter_model.safetensors", adapter)
-    assert "adapters" in fails(capsys, *flags)
+    assert "adapters" in fails(*flags)
     assert before == {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
-    assert "no run" in fails(capsys, *flags[:-1], adapter)
+    assert "no run" in fails(*flags[:-1], adapter)
 
 
-def test_a_sample_that_two_processes_wrote_counts_once(tmp_path, capsys):
+def test_a_sample_that_two_processes_wrote_counts_once(tmp_path, evaluate, fails):
     """Lines that stand twice change no table; a line that is no sample is named; verdicts are the grader's of today."""
     flags = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out", tmp_path / "o"]
-    table, path = table_of(evaluate(capsys, *flags)), tmp_path / "o/samples.jsonl"
+    table, path = table_of(evaluate(*flags)), tmp_path / "o/samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, *lines[:2], lines[3].replace('"correct": false', '"correct": true')]))
-    assert table_of(evaluate(capsys, *flags)) == table
+    assert table_of(evaluate(*flags)) == table
     path.write_text(lines[0] + '{"id": 3}\n')
-    assert "line 2" in fails(capsys, *flags)
+    assert "line 2" in fails(*flags)
 
 
-def test_an_adapter_called_base_keeps_its_column(tmp_path, capsys, adapters, monkeypatch):
+def test_an_adapter_called_base_keeps_its_column(tmp_path, adapters, monkeypatch, evaluate):
     shutil.copytree(adapters[0], tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    out = evaluate(capsys, "--limit", 2, "--max-new-tokens", 2, "--adapter", "none", "--adapter", "base")
+    out = evaluate("--limit", 2, "--max-new-tokens", 2, "--adapter", "none", "--adapter", "base")
     assert "base - none" in out
 
 
-def test_several_adapters_answer_as_each_does_alone(tmp_path, capsys, adapters):
+def test_several_adapters_answer_as_each_does_alone(tmp_path, adapters, evaluate):
     """In one process and in any order; none is the bare base."""
     flags = ["--limit", 12, "--max-new-tokens", 24]
     names = [adapters[0], "none", adapters[1]]
-    out = evaluate(capsys, *flags, *(f for a in names for f in ("--adapter", a)), "--out", tmp_path / "all")
+    out = evaluate(*flags, *(f for a in names for f in ("--adapter", a)), "--out", tmp_path / "all")
     together = samples_of(tmp_path / "all")
     for i, adapter in enumerate(names):
-        evaluate(capsys, *flags, "--adapter", adapter, "--out", tmp_path / str(i))
+        evaluate(*flags, "--adapter", adapter, "--out", tmp_path / str(i))
         assert samples_of(tmp_path / str(i)) == [line for line in together if line["adapter"] == str(adapter)]
     assert len({json.dumps([line["completion"] for line in together if line["adapter"] == str(a)]) for a in names}) == 3
     assert out.count("McNemar") == 2 and f"base - {adapters[0]}: " in out
 
 
-def test_a_prompt_that_does_not_fit_is_counted_and_said(tmp_path, capsys):
+def test_a_prompt_that_does_not_fit_is_counted_and_said(tmp_path, evaluate):
     """Longer than the context: not asked, and wrong. Too long for all its new tokens: asked, and said."""
     problem = load_problems(EQUATIONS / "test.jsonl")[0]["problem"]
     path = write_rows(tmp_path / "l.jsonl", *(dict(problem=text, solution="s", answer="1")
                                               for text in (problem, problem + " and" * 1500, problem + " and" * 900)))
-    out = evaluate(capsys, "--data", path, "--adapter", "none", "--max-new-tokens", 200, "--out", tmp_path / "o")
+    out = evaluate("--data", path, "--adapter", "none", "--max-new-tokens", 200, "--out", tmp_path / "o")
     assert "2 of 3 prompts with 200 new tokens exceed the context of 1,024: 1 are not asked" in out
     assert [line["reason"] == "prompt too long" for line in samples_of(tmp_path / "o")] == [False, True, False]
     assert "too long, %                           33.3" in out
 
 
-def test_a_limit_is_random_by_seed_and_called_a_smoke_test(tmp_path, capsys):
+def test_a_limit_is_random_by_seed_and_called_a_smoke_test(tmp_path, evaluate):
     """Not the first N, the same for a seed, another for another."""
     drawn = []
     for seed in (0, 0, 1):
         out = tmp_path / str(len(drawn))
-        said = evaluate(capsys, "--adapter", "none", "--limit", 6, "--max-new-tokens", 1, "--seed", seed, "--out", out)
+        said = evaluate("--adapter", "none", "--limit", 6, "--max-new-tokens", 1, "--seed", seed, "--out", out)
         assert f"smoke test: a random 6 of 500 problems, seed {seed}" in said
         drawn.append([line["id"] for line in samples_of(out)])
     assert drawn[0] == drawn[1] != drawn[2] and drawn[0] != list(range(6))
 
 
-def test_the_first_line_names_the_protocol(capsys):
+def test_the_first_line_names_the_protocol(evaluate):
     flags = ["--adapter", "none", "--limit", 2, "--max-new-tokens", 3]
-    out = evaluate(capsys, *flags, "--samples", 2, "--temperature", 0.7, "--prompt", "minerva", "--few-shot", 1)
+    out = evaluate(*flags, "--samples", 2, "--temperature", 0.7, "--prompt", "minerva", "--few-shot", 1)
     assert out.splitlines()[0] == ("protocol minerva in our wording, 1-shot, temperature 0.7, top-p 1, 2 samples a "
                                    "problem, at most 3 new tokens; grader math, exact")
-    out = evaluate(capsys, *flags, "--data", CHOICE, "--prompt", "llama3")
+    out = evaluate(*flags, "--data", CHOICE, "--prompt", "llama3")
     assert out.startswith("protocol llama3 in our wording, turns as plain text (no chat template in --base), 0-shot, ")
     assert "chance, %" in out and "25.0" in out
 
 
-def test_the_table_is_the_summary_is_the_samples(tmp_path, capsys, adapters):
-    """summary.json and the printed figures, recomputed from samples.jsonl."""
-    out = evaluate(capsys, "--adapter", adapters[0], "--limit", 30, "--max-new-tokens", 40, "--samples", 2,
-                   "--temperature", 0.5, "--k", 2, "--out", tmp_path / "o")
+def sums(path):
+    """Six sums of the kind that data/base was trained on; the last one's answer is wrong on purpose."""
+    pairs = [(3, 4), (7, 8), (12, 9), (9, 9), (5, 6), (2, 31)]
+    return write_rows(path, *(dict(problem=f"Compute ${a} + {b}$.", solution="s", level=n // 2,
+                                   answer=str(a + b + (n == 5))) for n, (a, b) in enumerate(pairs)))
+
+
+def test_the_table_is_the_summary_is_the_samples(tmp_path, evaluate):
+    """summary.json and the printed figures, recomputed from samples.jsonl, of answers right and wrong."""
+    out = evaluate("--base", ROOT / "data/base", "--data", sums(tmp_path / "sums.jsonl"), "--adapter", "none",
+                   "--max-new-tokens", 32, "--samples", 2, "--temperature", 1.5, "--k", 2, "--out", tmp_path / "o")
     lines = [json.loads(line) for line in (tmp_path / "o/samples.jsonl").read_text().splitlines()]
     assert list(lines[0])[:2] == ["id", "adapter"]
     assert {"prompt", "completion", "extracted", "gold", "correct", "reason"} <= set(lines[0])
-    summary = json.loads((tmp_path / "o/summary.json").read_text())["models"][str(adapters[0])]
+    summary = json.loads((tmp_path / "o/summary.json").read_text())["models"]["base"]
     right = Counter()
     for line in lines:
         right[line["id"]] += line["correct"]
         assert line["correct"] == is_correct(line["completion"], line["gold"], "math")
-    assert summary["n"] == 30 and summary["samples"] == 2 and math.isclose(summary["pass1"], sum(right.values()) / 60)
-    assert math.isclose(summary["pass_at_k"]["2"], sum(bool(c) for c in right.values()) / 30)
-    assert math.isclose(summary["truncated"], sum(line["truncated"] for line in lines) / 60)
-    assert math.isclose(summary["mean_tokens"], sum(line["tokens"] for line in lines) / 60)
-    assert sum(level["n"] for level in summary["level"].values()) == 30
+    assert summary["n"] == 6 and summary["samples"] == 2 and math.isclose(summary["pass1"], sum(right.values()) / 12)
+    assert set(right.values()) == {0, 1, 2}  # all three kinds are among them
+    assert math.isclose(summary["pass_at_k"]["2"], sum(bool(c) for c in right.values()) / 6)
+    assert math.isclose(summary["truncated"], sum(line["truncated"] for line in lines) / 12)
+    assert math.isclose(summary["mean_tokens"], sum(line["tokens"] for line in lines) / 12)
+    assert [level["n"] for level in summary["level"].values()] == [2, 2, 2]
     assert f"{100 * summary['pass1']:.1f} [{100 * summary['low']:.1f}, {100 * summary['high']:.1f}]" in out
 
 
-def test_regrading_reads_our_files_and_other_peoples(tmp_path, capsys):
+def test_regrading_reads_our_files_and_other_peoples(tmp_path, evaluate):
     """Our samples give the same verdicts again; a response and gold are enough; a verdict that changes is shown."""
-    evaluate(capsys, "--adapter", "none", "--limit", 8, "--max-new-tokens", 40, "--out", tmp_path / "o")
-    out = evaluate(capsys, "--regrade", tmp_path / "o/samples.jsonl")
-    assert "8 had a verdict; 0 have another now" in out
+    out = evaluate("--base", ROOT / "data/base", "--data", sums(tmp_path / "sums.jsonl"), "--adapter", "none",
+                   "--max-new-tokens", 32, "--out", tmp_path / "o")
+    row = re.search("^all .*", out, re.MULTILINE)[0]
+    assert re.search(r"6 +(?!0\.0|100)\d+\.\d ", row)  # right and wrong ones
+    out = evaluate("--regrade", tmp_path / "o/samples.jsonl")
+    assert row in out and "6 had a verdict; 0 have another now" in out
     path = write_rows(tmp_path / "r.jsonl", dict(response="\\boxed{\\frac12}", gold="0.5", label=True),
                       dict(response="The answer is (B).", gold="B", kind="choice", correct=False),
                       dict(response="#### 1,000", gold="1000", kind="gsm8k"))
-    out = evaluate(capsys, "--regrade", path)
+    out = evaluate("--regrade", path)
     assert "100.0" in out and "2 had a verdict; 1 have another now" in out
     assert "line 2: wrong → right, 'B' against 'B'" in out
     assert "grader choice, gsm8k, math" in out
 
 
-def test_regrading_takes_problems_as_the_unit(tmp_path, capsys):
+def test_regrading_takes_problems_as_the_unit(tmp_path, evaluate, fails):
     """Rows of one problem are its samples, however their id is called; an uneven file is an error."""
     rows = [dict(response=f"\\boxed{{{n % 2}}}", gold="1", problem_id=f"p{n // 4}", level=n // 4) for n in range(12)]
-    out = evaluate(capsys, "--regrade", write_rows(tmp_path / "r.jsonl", *rows))
+    out = evaluate("--regrade", write_rows(tmp_path / "r.jsonl", *rows))
     assert re.search(r"^all +3 +50\.0 ", out, re.MULTILINE) and "Level 2" in out
-    assert "1 to 4 answers" in fails(capsys, "--regrade", write_rows(tmp_path / "u.jsonl", *rows[:5]))
+    assert "1 to 4 answers" in fails("--regrade", write_rows(tmp_path / "u.jsonl", *rows[:5]))
     rows = [dict(response="\\boxed{1}", gold="1", adapter=a, id=i, level=i) for a, i in (("a", 0), ("a", 1), ("b", 0))]
     assert re.search(r"^Level 1 +1 +100\.0 .* +-$", evaluate(
-        capsys, "--regrade", write_rows(tmp_path / "t.jsonl", *rows)), re.MULTILINE)
+        "--regrade", write_rows(tmp_path / "t.jsonl", *rows)), re.MULTILINE)
 
 
-def test_the_kind_can_be_given(tmp_path, capsys):
+def test_the_kind_can_be_given(tmp_path, evaluate):
     """GSM8K's fields graded as MATH, and the other way round."""
     path = write_rows(tmp_path / "g.jsonl", dict(question="q", answer="w #### 1,004"))
-    assert "grader gsm8k, exact" in evaluate(capsys, "--data", path, "--adapter", "none", "--max-new-tokens", 2)
-    assert "grader math, exact" in evaluate(capsys, "--data", path, "--adapter", "none", "--max-new-tokens", 2,
+    assert "grader gsm8k, exact" in evaluate("--data", path, "--adapter", "none", "--max-new-tokens", 2)
+    assert "grader math, exact" in evaluate("--data", path, "--adapter", "none", "--max-new-tokens", 2,
                                             "--kind", "math")
 
 
@@ -639,11 +655,11 @@ BAD = "bad.jsonl"
     (["--kind", "essay"], "essay"), (["--regrade", "absent"], "absent"), (["--lim", "1"], "--lim"),
     (["--out", "README.md"], "README.md"),
 ])
-def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, flags, word):
+def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, flags, word, fails):
     """One line on stderr that names what is wrong, status 2, no file written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("a file")
-    assert word in fails(capsys, "--max-new-tokens", "4", "--limit", "2", *flags)
+    assert word in fails("--max-new-tokens", "4", "--limit", "2", *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
@@ -657,16 +673,16 @@ def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, flags, word)
     ("b.csv", b"Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\nq,a,b,,d\n",
      "Incorrect Answer 2"),
 ])
-def test_a_file_that_cannot_be_evaluated_says_why(tmp_path, capsys, name, content, word):
+def test_a_file_that_cannot_be_evaluated_says_why(tmp_path, name, content, word, fails):
     (tmp_path / name).write_bytes(content)
-    error = fails(capsys, "--adapter", "none", "--data", tmp_path / name)
+    error = fails("--adapter", "none", "--data", tmp_path / name)
     assert word in error and name in error
 
 
 @pytest.mark.parametrize("line", ["{", '{"response": 1, "gold": "1"}', '{"response": "1"}'])
-def test_a_file_that_cannot_be_regraded_says_why(tmp_path, capsys, line):
+def test_a_file_that_cannot_be_regraded_says_why(tmp_path, line, fails):
     (tmp_path / "r.jsonl").write_text(line + "\n")
-    assert "line 1" in fails(capsys, "--regrade", tmp_path / "r.jsonl")
+    assert "line 1" in fails("--regrade", tmp_path / "r.jsonl")
 
 
 def test_an_ascii_console_and_a_file_get_plain_lines(tmp_path):
@@ -727,10 +743,10 @@ def test_every_disagreement_with_a_label_is_in_the_notes(name):
 
 
 @real
-def test_the_real_test_sets_run_end_to_end(capsys):
+def test_the_real_test_sets_run_end_to_end(evaluate):
     """GSM8K's test file and MATH-500 on the small base, four of each."""
     for name, kind in (("gsm8k_test", "gsm8k"), ("math500", "math")):
-        out = evaluate(capsys, "--data", REAL / f"{name}.jsonl", "--adapter", "none", "--limit", 4,
+        out = evaluate("--data", REAL / f"{name}.jsonl", "--adapter", "none", "--limit", 4,
                        "--max-new-tokens", 8)
         assert f"grader {kind}, exact" in out and re.search(r"^all +4 +0\.0 \[0\.0, 49\.0\]$", out, re.MULTILINE)
 

@@ -143,6 +143,7 @@ def test_plot_only_needs_the_csv_alone(tmp_path):
     assert (copy / "curvature.png").is_file()
 
 
+@pytest.mark.thorough
 def test_all_quick_settings_run():
     """all.py --quick: every script runs, and says of each claim what became of it."""
     shutil.rmtree(ROOT / "out/experiments", ignore_errors=True)  # cells that are there would not be run
@@ -159,6 +160,7 @@ def test_all_quick_settings_run():
 # ---- One run ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arm, own", [("lora+", dict(lr_ratio=16.0)), ("pissa", {}),
                                       ("lora", dict(clip=0.5))])
 def test_a_cell_is_a_run_of_train_py(arm, own, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Model folders against transformers itself, and against damage. By hand with -m slow: the memory that a load takes.
+"""Model folders against transformers itself, and against damage. With -m thorough: the memory that a load takes.
 
 python -m pytest tests/test_folders.py"""
 
@@ -18,12 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+import eval_pass1
 import lora_alpha
+import train
 from hf import copy_tokenizer, load_config, load_model, save_model
 from lora_alpha import GPT, GPTConfig, inject_lora, rope_tables
 
@@ -114,10 +116,14 @@ def folders_to_make(draw, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_folder_gives_the_logits_of_transformers_and_a_saved_one_gives_them_back(kind):
-    """To a relative 2e-5, whatever sizes, RoPE and its spelling, ties, shards and stored dtype the folder has."""
+def test_any_folder_gives_the_logits_of_transformers_and_a_saved_one_gives_them_back(kind, fuzz):
+    """To a relative 1e-4, whatever sizes, RoPE and its spelling, ties, shards and stored dtype the folder has.
+
+    Either side rounds frequencies and angles: 4·T·2^-24 = 1.4e-5 radians at the last position, which scores of
+    standard deviations of several multiply. A position that is wrong shows at 1e-2.
+    """
     @given(folders_to_make(kind))
-    @settings(max_examples=40)
+    @fuzz(40)
     @torch.no_grad()
     def holds(drawn):
         config, keys, seed, dtype, shard = drawn
@@ -127,11 +133,11 @@ def test_any_folder_gives_the_logits_of_transformers_and_a_saved_one_gives_them_
             theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             assert theirs.config.rope_parameters.items() >= config.rope_parameters.items()  # so it was spelt right
             ours, expected = load_model(folder, torch.float32), theirs(IDX).logits
-            assert far(ours(IDX)[0], expected) <= 2e-5
+            assert far(ours(IDX)[0], expected) <= 1e-4
             assert far(theirs(IDX, position_ids=0 * IDX).logits, expected) > 1e-2  # positions matter
             assert {p.dtype for p in load_model(folder).parameters()} == {dtype}
             save_model(ours, folder + "/ours")
-            assert far(AutoModelForCausalLM.from_pretrained(folder + "/ours")(IDX).logits, expected) <= 2e-5
+            assert far(AutoModelForCausalLM.from_pretrained(folder + "/ours")(IDX).logits, expected) <= 1e-4
             save_model(load_model(folder), folder + "/kept")
             assert {t.dtype for t in load_file(folder + "/kept/model.safetensors").values()} == {dtype}
 
@@ -357,25 +363,28 @@ def damaged(data, tensors, name, kind, tied):
     return {**tensors, new: t.clone()}, [new]
 
 
-@given(st.data())
-@settings(max_examples=200)
-def test_a_folder_with_one_wrong_tensor_is_refused_by_its_name(good, data):
+def test_a_folder_with_one_wrong_tensor_is_refused_by_its_name(good, fuzz):
     """Missing, renamed, transposed, a row short, whole numbers, or one too many: a ValueError that names the tensor."""
-    kind, tied, shard = data.draw(st.sampled_from([*good]))
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(good[kind, tied, shard], folder, dirs_exist_ok=True)
-        places = places_of(folder)
-        name = data.draw(st.sampled_from(sorted(places)))
-        path = Path(folder, places[name])
-        tensors, named = damaged(data, load_file(path), name, kind, tied)
-        save_file(tensors, path)
-        if shard == "5KB" and data.draw(st.booleans()):  # the index knows of it
-            places = {key: file for key, file in places.items() if file != path.name} | dict.fromkeys(
-                tensors, path.name)
-            Path(folder, "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=places)))
-        with pytest.raises(ValueError) as refused:
-            load_model(folder, data.draw(st.sampled_from([None, torch.float32, torch.bfloat16])))
-        assert any(word in str(refused.value) for word in named), (named, refused.value)
+    @given(st.data())
+    @fuzz(200)
+    def holds(data):
+        kind, tied, shard = data.draw(st.sampled_from([*good]))
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(good[kind, tied, shard], folder, dirs_exist_ok=True)
+            places = places_of(folder)
+            name = data.draw(st.sampled_from(sorted(places)))
+            path = Path(folder, places[name])
+            tensors, named = damaged(data, load_file(path), name, kind, tied)
+            save_file(tensors, path)
+            if shard == "5KB" and data.draw(st.booleans()):  # the index knows of it
+                places = {key: file for key, file in places.items() if file != path.name} | dict.fromkeys(
+                    tensors, path.name)
+                Path(folder, "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=places)))
+            with pytest.raises(ValueError) as refused:
+                load_model(folder, data.draw(st.sampled_from([None, torch.float32, torch.bfloat16])))
+            assert any(word in str(refused.value) for word in named), (named, refused.value)
+
+    holds()
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -437,8 +446,8 @@ def test_a_tensor_that_stands_in_two_shards_is_refused(known, good, tmp_path):
 # ---- Corrupt and hostile files ---------------------------------------------------------------------------------------
 
 
-def refused_at_once(folder, match=""):
-    """load_model is a ValueError or OSError within a second of one core and 100 MB."""
+def refused_at_once(folder, match):
+    """load_model is a ValueError or OSError that says match, within a second of one core and 100 MB."""
     unit = 1 if sys.platform == "darwin" else 1024
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises((ValueError, OSError), match=match):
@@ -515,12 +524,12 @@ def test_a_pickle_is_never_unpickled(good, tmp_path, monkeypatch):
     for write in (lambda path: torch.save(Trap(), path), lambda path: path.write_bytes(pickle.dumps(Trap()))):
         for name in ("model.safetensors", "pytorch_model.bin"):
             write(Path("x", name))
-            refused_at_once("x")
+            refused_at_once("x", "no safetensors file" if name == "model.safetensors" else "model.safetensors")
         Path("x/model.safetensors").unlink()
-        refused_at_once("x")
+        refused_at_once("x", "model.safetensors")
         Path("x/model.safetensors.index.json").write_text(json.dumps(dict(weight_map=dict.fromkeys(
             places, "pytorch_model.bin"))))
-        refused_at_once("x")
+        refused_at_once("x", "pytorch_model.bin: no safetensors file")
         Path("x/model.safetensors.index.json").unlink()
     assert not Path("sprung").exists()
 
@@ -545,7 +554,8 @@ def test_an_index_that_names_no_file_of_the_folder_is_refused_at_once(file, good
     load_model(folder)  # so far all is well
     file = file.format(tmp_path) if isinstance(file, str) else file
     index.write_text(json.dumps(dict(weight_map={**places, "model.norm.weight": file})))
-    refused_at_once(folder)
+    named = isinstance(file, str) and "/" not in file
+    refused_at_once(folder, "no safetensors file that can be read" if named else "file names in this folder")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"weight_map": null}', '{"weight_map": {}}',
@@ -555,15 +565,15 @@ def test_an_index_that_is_none_is_refused_at_once(text, good, tmp_path):
     """No object, no weight_map, an empty one, or deep nesting."""
     shutil.copytree(good["llama", False, "5KB"], tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    refused_at_once(tmp_path)
+    refused_at_once(tmp_path, "model.safetensors.index.json|embed_tokens.weight is missing")
 
 
-def hostile(folder, good, **change):
-    """Refused at once with this change to a config.json in the old spelling of RoPE."""
+def hostile(folder, good, says, **change):
+    """Refused at once, by what it says, with this change to a config.json in the old spelling of RoPE."""
     shutil.copytree(good["llama", False, "1GB"], folder, dirs_exist_ok=True)
     (folder / "generation_config.json").unlink()  # its end tokens would stand before config.json's
     rewrite(folder, lambda raw: (raw.pop("rope_parameters"), raw.update(change)))
-    refused_at_once(folder)
+    refused_at_once(folder, says)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -574,7 +584,7 @@ NAN, INF = float("nan"), float("inf")
                                  "num_attention_heads", "num_key_value_heads", "max_position_embeddings"])
 def test_a_size_that_no_model_has_is_refused_at_once(key, value, good, tmp_path):
     """Negative or vast sizes, and what is no whole number: an error, and nothing of that size is made."""
-    hostile(tmp_path, good, **{key: value})
+    hostile(tmp_path, good, key, **{key: value})
 
 
 @pytest.mark.parametrize("change", [
@@ -583,7 +593,7 @@ def test_a_size_that_no_model_has_is_refused_at_once(key, value, good, tmp_path)
     dict(num_attention_heads=HUGE, num_key_value_heads=1, head_dim=HUGE - 1)], ids=crop)
 def test_the_largest_sizes_that_are_taken_are_refused_at_once_by_a_small_file(change, good, tmp_path):
     """Sizes within their bounds whose products are beyond every memory, and more layers than the file has."""
-    hostile(tmp_path, good, **change)
+    hostile(tmp_path, good, "|".join(change) + "|tensor", **change)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 0, -1.0, "8", [8.0], {}, True, 10**400], ids=crop)
@@ -591,10 +601,10 @@ def test_the_largest_sizes_that_are_taken_are_refused_at_once_by_a_small_file(ch
 def test_a_constant_that_no_model_has_is_refused_at_once(key, value, good, tmp_path):
     """NaN, infinity, what is not above 0 and what is no number, wherever the key may stand."""
     if key in ("rms_norm_eps", "rope_theta"):
-        hostile(tmp_path / "top", good, **{key: value})
+        hostile(tmp_path / "top", good, key, **{key: value})
     if key != "rms_norm_eps":
-        hostile(tmp_path / "old", good, rope_scaling={**LLAMA3, key: value})
-        hostile(tmp_path / "new", good, rope_parameters={**ROPE, key: value})
+        hostile(tmp_path / "old", good, key, rope_scaling={**LLAMA3, key: value})
+        hostile(tmp_path / "new", good, key, rope_parameters={**ROPE, key: value})
 
 
 @pytest.mark.parametrize("key, value", [
@@ -609,7 +619,7 @@ def test_a_constant_that_no_model_has_is_refused_at_once(key, value, good, tmp_p
     ("quantization_config", dict(quant_method="gptq", bits=4))], ids=crop)
 def test_a_value_of_another_type_is_refused_at_once(key, value, good, tmp_path):
     """Strings for switches, lists for numbers, objects for names: transformers takes none of these either."""
-    hostile(tmp_path, good, **{key: value})
+    hostile(tmp_path, good, key, **{key: value})
 
 
 def cut(path):
@@ -630,17 +640,15 @@ BY_COMMAND = {
 
 
 @pytest.mark.parametrize("case", BY_COMMAND)
-@pytest.mark.parametrize("command", [["eval_pass1.py", "--adapter", "none"], ["train.py"]], ids=["eval_pass1", "train"])
-def test_a_damaged_folder_is_one_line_and_status_2_to_a_command(command, case, tmp_path):
+@pytest.mark.parametrize("script, flags", [(eval_pass1, ["--adapter", "none"]), (train, [])], ids=["eval", "train"])
+def test_a_damaged_folder_is_one_line_and_status_2_to_a_command(script, flags, case, toy, tmp_path, command):
     """No traceback, nothing on stdout, and nothing is written."""
-    folder = tmp_path / "folder"
-    shutil.copytree(ROOT / "data/base", folder)
+    folder = shutil.copytree(toy.base, tmp_path / "folder")
     BY_COMMAND[case](folder)
     before = sorted(tmp_path.rglob("*"))
-    done = subprocess.run([sys.executable, str(ROOT / command[0]), "--base", "folder", *command[1:]], cwd=tmp_path,
-                          capture_output=True, text=True, encoding="utf-8")
+    done = command(script, "--base", "folder", "--data", toy.data, *flags, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr[-500:]
-    assert done.stderr.startswith(f"{command[0]}: ") and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"{script.__name__}.py: ") and "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -856,13 +864,11 @@ def write_zeros(folder, stored):
         file.truncate(8 + len(text) + end)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("stored, dtype", [("F32", "None"), ("F32", "bfloat16"), ("BF16", "float32"), ("BF16", "None")])
-def test_a_load_takes_no_more_memory_than_the_weights(stored, dtype, tmp_path, request):
+def test_a_load_takes_no_more_memory_than_the_weights(stored, dtype, tmp_path):
     """At its peak 1.15 of the loaded model's bytes, cast or not, and no more once every weight was read."""
-    if "slow" not in request.config.getoption("markexpr"):
-        pytest.skip("by hand: python -m pytest -m slow tests/test_folders.py")
     write_zeros(tmp_path, stored)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path), dtype], cwd=ROOT, capture_output=True,
                           text=True)

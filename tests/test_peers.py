@@ -188,19 +188,17 @@ def test_a_trained_pissa_is_an_ordinary_adapter_of_twice_the_rank(tmp_path):
 # ---- By the command line ---------------------------------------------------------------------------------------------
 
 
-def test_each_peer_is_one_flag(tmp_path, monkeypatch, capsys):
+def test_each_peer_is_one_flag(tmp_path, toy, command):
     """--method lora+ and pissa train, say what they do, and write adapters that load."""
-    monkeypatch.chdir(tmp_path)
-    base = script.HERE / "data/base"
     for method, rank, alpha, words in [("lora+", 4, 8, "B's learning rate 16 times"), ("pissa", 8, 8, "alpha 4 = r")]:
-        script.main(["--method", method, "--rank", "4", "--steps", "3", "--eval-problems", "0", "--batch-size", "4",
-                     "--out", method])
-        assert words in capsys.readouterr().out
+        done = command(script, "--base", toy.base, "--data", toy.data, "--method", method, "--rank", 4, "--steps", 3,
+                       "--eval-problems", 0, "--batch-size", 4, "--out", method, cwd=tmp_path)
+        assert done.returncode == 0 and words in done.stdout
         config = json.loads((tmp_path / method / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"]) == (rank, alpha)
         tensors = load_file(tmp_path / method / "adapter_model.safetensors")
         assert all(tensor.shape[0 if "lora_A" in key else 1] == rank for key, tensor in tensors.items())
-        load_adapter(load_model(base), tmp_path / method)
+        load_adapter(load_model(toy.base), tmp_path / method)
     assert json.loads((tmp_path / "lora+/run.json").read_text())["lr_ratio"] == 16
     assert json.loads((tmp_path / "pissa/run.json").read_text())["first_step_ratio"] is None  # B is not 0
 
@@ -209,13 +207,11 @@ def test_each_peer_is_one_flag(tmp_path, monkeypatch, capsys):
     (["--method", "lora", "--lr-ratio", "4"], "--lr-ratio belongs to --method lora+"),
     (["--method", "lora+", "--lr-ratio", "0"], "above 0"), (["--method", "lora+", "--lr-ratio", "nan"], "finite"),
     (["--method", "pissa", "--rank", "5000"], "singular vectors")], ids=str)
-def test_a_peers_mistake_is_one_line_and_status_2(flags, word, tmp_path, monkeypatch, capsys):
+def test_a_peers_mistake_is_one_line_and_status_2(flags, word, tmp_path, toy, command):
     """A flag without its method, a ratio that is none, more singular vectors than there are."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        script.main([*flags, "--steps", "1", "--eval-problems", "0"])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and word in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    done = command(script, "--base", toy.base, "--data", toy.data, *flags, "--steps", 1, cwd=tmp_path)
+    assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype, least, most", [(torch.float32, 0.99, 1.0), (torch.bfloat16, 0.1, 0.9)], ids=str)

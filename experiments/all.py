@@ -1,11 +1,10 @@
 """Every experiment beside this file, and which findings hold.
 
-    python experiments/all.py --quick        four minutes on two cores, smaller cells: it shows that all runs, no more
-    python experiments/all.py --plot-only    pictures and the READMEs' figures anew from the CSVs
-    python experiments/all.py                the full settings; finished cells are reused
+    python experiments/all.py --quick        four minutes on two cores: small runs, to see that every script works
+    python experiments/all.py --plot-only    makes the pictures and the tables of the READMEs again from the CSVs
+    python experiments/all.py                the full settings; finished runs are reused
 """
 
-import argparse
 import re
 
 import alpha_vs_lr
@@ -17,6 +16,8 @@ import grid
 import mlp
 import rank_law
 import smollm2
+
+from eval_pass1 import Parser, plain_output
 
 READMES = [grid.HERE / "README.md", grid.HERE.parent / "README.md"]
 SCRIPTS = [curvature, mlp, alpha_vs_lr, rank_law, baselines, gpu, smollm2]
@@ -39,9 +40,10 @@ def filled(text: str) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cells, into out/experiments")
-    parser.add_argument("--plot-only", action="store_true", help="run nothing: texts and pictures from the CSVs")
+    plain_output()
+    parser = Parser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs, into out/experiments")
+    parser.add_argument("--plot-only", action="store_true", help="train nothing: make texts and pictures from the CSVs")
     args = parser.parse_args()
     found = []
     for script in SCRIPTS:

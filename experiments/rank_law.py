@@ -387,8 +387,8 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     return found
 
 
-def draw_curves(ax, rows: list[dict], scale, end: int) -> None:
-    """Loss over alpha/scale(rank), a line a rank, geometric means over the seeds; its rank at its end, 0 or -1."""
+def draw_curves(ax, rows: list[dict], scale, place: str, columns: int = 2) -> None:
+    """Loss over alpha/scale(rank), a line a rank, geometric means over the seeds; the legend of the ranks at place."""
     import matplotlib.pyplot as plt
 
     found = curves(rows)
@@ -398,13 +398,11 @@ def draw_curves(ax, rows: list[dict], scale, end: int) -> None:
         mine = [curve for (r, _), curve in found.items() if r == rank]
         line = [(a, statistics.geometric_mean(curve[a] for curve in mine if a in curve)) for a in mine[0]
                 if all(math.isfinite(curve.get(a, 0)) for curve in mine)]
-        ax.plot([a / scale(rank) for a, _ in line], [loss for _, loss in line], color=color, lw=1.2)
+        ax.plot([a / scale(rank) for a, _ in line], [loss for _, loss in line], color=color, lw=1.2, label=rank)
         for a, loss in line:
             if math.isclose(a, 256 * math.sqrt(rank)):
                 ax.plot(a / scale(rank), loss, "o", color=color, ms=5)
-        ax.annotate(f"{rank}", (line[end][0] / scale(rank), line[end][1]), xytext=(4 if end else -4, 0), va="center",
-                    ha="left" if end else "right", textcoords="offset points", fontsize=8, color=color)
-    ax.margins(x=0.09)
+    ax.legend(title="rank", title_fontsize=8, fontsize=8, ncols=columns, loc=place, frameon=False)
     ax.set(xscale="log", yscale="log", xlabel="alpha/√r")
 
 
@@ -434,30 +432,27 @@ def picture(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     fig, ((over_alpha, collapsed), (of_rank, of_rest)) = plt.subplots(2, 2, figsize=(10, 7.6))
-    draw_curves(over_alpha, rows, lambda rank: 1, end=-1)
+    draw_curves(over_alpha, rows, lambda rank: 1, "upper left")
     over_alpha.set(xlabel="alpha", ylabel="validation loss",
                    title="loss over alpha, ranks 1 to 128 (● the rule, 256·√r)")
-    draw_curves(collapsed, rows, math.sqrt, end=0)
+    draw_curves(collapsed, rows, math.sqrt, "upper left", columns=4)
     collapsed.set(title="the same over alpha/√r")
     draw_law(of_rank, rows)
-    for groups, color, name in ((over_width(rows), "#1f4e79", "width, at one rate"),
-                                (over_steps(rows), "#b07000", "steps")):
+    for groups, color, name in ((over_steps(rows), "#b07000", "over the steps, width 256"),
+                                (over_width(rows), "#1f4e79", "over the width, at lr 0.001")):
         means = [(x, statistics.geometric_mean(each)) for x, each in groups.items()]
         if means:
-            of_rest.plot(*zip(*means), "o-", color=color, ms=4, lw=1.2)
-            of_rest.annotate(f"over the {name}", means[0], xytext=(0, 7), textcoords="offset points", color=color)
+            of_rest.plot(*zip(*means), "o-", color=color, ms=4, lw=1.2, label=name)
     if len(over_rates(rows)) > 1:
         points = [(width, statistics.geometric_mean(each)) for width, _, each in matched(rows).values()]
-        of_rest.plot(*zip(*points), "s", color="#2a9d8f", ms=5)
-        of_rest.annotate("at full fine-tuning's best rate", points[0], xytext=(6, -12), textcoords="offset points",
-                         color="#2a9d8f", fontsize=8)
+        of_rest.plot(*zip(*points), "s", color="#2a9d8f", ms=5,
+                     label="over the width, at full fine-tuning's best lr")
     widths = list(over_width(rows)) or CPU_WIDTHS
-    of_rest.plot(widths, [math.sqrt(3 * n) for n in widths], color="#1f4e79", lw=0.9, ls=":")
-    of_rest.annotate("√(3n)", (widths[-1], math.sqrt(3 * widths[-1])), xytext=(0, 6), textcoords="offset points",
-                     fontsize=8, color="#1f4e79", ha="right")
+    of_rest.plot(widths, [math.sqrt(3 * n) for n in widths], color="#1f4e79", lw=0.9, ls=":", label="√(3n)")
+    of_rest.legend(fontsize=8, frameon=False, loc="upper right")
     of_rest.set(xscale="log", yscale="log", xlabel="width n, or steps", ylabel="best c at rank 16",
                 title="best c over the width and over the steps")
-    of_rest.set_ylim(10, 400)
+    of_rest.set_ylim(10, 1000)
     of_rest.set_xticks(WIDTHS, map(str, WIDTHS))
     of_rest.minorticks_off()
     of_rest.set_visible(len(over_width(rows)) > 1 or len(over_steps(rows)) > 1)

@@ -1,7 +1,7 @@
 """Every experiment beside this file, and which findings hold.
 
     python experiments/all.py --quick        four minutes on two cores: small runs, to see that every script works
-    python experiments/all.py --plot-only    makes the pictures and the tables of the READMEs again from the CSVs
+    python experiments/all.py --plot-only    makes the pictures and README.md's tables again from the CSVs
     python experiments/all.py                the full settings; finished runs are reused
 """
 
@@ -19,13 +19,13 @@ import smollm2
 
 from eval_pass1 import Parser, plain_output
 
-READMES = [grid.HERE / "README.md", grid.HERE.parent / "README.md"]
+README = grid.HERE / "README.md"
 SCRIPTS = [curvature, mlp, alpha_vs_lr, rank_law, baselines, gpu, smollm2]
 QUICK = ["--steps", "12", "--batch-size", "4", "--val-problems", "20", "--out", "out/experiments/calibrate.csv"]
 
 
 def block(name: str) -> str:
-    """The text of one place of a README: NAME for a script's report, NAME.FUNCTION for another text of its rows."""
+    """The text of one place of the README: NAME for a script's report, NAME.FUNCTION for another text of its rows."""
     name, _, function = name.partition(".")
     script = next(script for script in SCRIPTS if script.__name__ == name)
     rows = grid.read_rows(grid.HERE / f"{name}.csv")
@@ -34,7 +34,7 @@ def block(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A README with the text between <!-- from NAME --> and <!-- end --> made anew from the CSVs."""
+    """The README with the text between <!-- from NAME --> and <!-- end --> made anew from the CSVs."""
     return re.sub(r"(<!-- from ([\w.]+) -->\n).*?(<!-- end -->)",
                   lambda match: f"{match[1]}{block(match[2])}\n{match[3]}", text, flags=re.DOTALL)
 
@@ -56,8 +56,7 @@ def main():
         print(grid.report(script, rows, args.quick))
         found += [(script.__name__, verdict, claim) for claim, verdict in script.findings(rows)]
     if args.plot_only:
-        for path in READMES:
-            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         calibrate.main(QUICK if args.quick else [])
     print()

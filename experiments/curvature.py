@@ -205,13 +205,14 @@ def told(rows: list[dict]) -> str:
     found = shares(rows)
     ratios = [share / predicted for _, _, share, predicted in found]
     habit = {rank: share for rule, rank, share, _ in found if rule == "2r"}
-    lines = ["| | sharpness at the start, of full fine-tuning's | predicted s²·r/(3n) |", "|---|---|---|"]
+    lines = ["| | sharpness at the start, as a share of full fine-tuning's | predicted s²·r/(3n) |", "|---|---|---|"]
     lines += [f"| alpha = {rule}, rank {rank:g} | {share:.3g} | {predicted:.3g} |"
               for rule, rank, share, predicted in found if rank in (2, 16, 64)]
     lines += ["", f"Over all {len(found)} settings the measured share is {min(ratios):.2f} to {max(ratios):.2f} of the "
               f"predicted one. With alpha = 2r it grows from {100 * habit[min(habit)]:.1f}% at rank {min(habit):g} to "
               f"{100 * habit[max(habit)]:.0f}% at rank {max(habit):g}.", "",
-              "| | 2/λmax | largest stable rate of gradient descent | their ratio | of Adam |", "|---|---|---|---|---|"]
+              "| | 2/λmax | largest stable rate of gradient descent | ratio of the two | largest stable rate of Adam |",
+              "|---|---|---|---|---|"]
     for row in rows:
         if row["what"] == "stability":
             bound = 2 / row["sharpness"]

@@ -111,9 +111,10 @@ def report(script, rows: list[dict], quick: bool = False) -> str:
     devices = {}
     for row in sorted(timed, key=lambda row: row.get("device", "cpu") != "cpu"):
         devices.setdefault(row.get("device", "cpu"), []).append(row)
-    each = [f"{sum(row['seconds'] for row in group) / 3600:.1f} hours of one core" if device == "cpu" else
-            f"{len(group)} of them on one {device}" for device, group in devices.items()]
-    cost = [f"\n{len(rows)} runs, {', '.join(each)}"
+    hours = sum(row["seconds"] for row in devices.get("cpu", [])) / 3600
+    each = [f"{len(group)} on a CPU ({hours:.1f} core-hours)" if device == "cpu" else f"{len(group)} on one {device}"
+            for device, group in devices.items()]
+    cost = [f"\nRuns: {', '.join(each)}"
             + (f"; {left} runs are still to be made." if left else ".")] if timed else []
     return "\n".join([script.told(rows), "", *claims, *cost])
 

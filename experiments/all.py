@@ -1,11 +1,10 @@
 """Every experiment beside this file, and which findings hold.
 
-    python experiments/all.py --quick        four minutes on two cores, smaller cells: it shows that all runs, no more
-    python experiments/all.py --plot-only    pictures and the READMEs' figures anew from the CSVs
-    python experiments/all.py                the full settings; finished cells are reused
+    python experiments/all.py --quick        four minutes on two cores: small runs, to see that every script works
+    python experiments/all.py --plot-only    makes the pictures and README.md's tables again from the CSVs
+    python experiments/all.py                the full settings; finished runs are reused
 """
 
-import argparse
 import re
 
 import alpha_vs_lr
@@ -18,13 +17,15 @@ import mlp
 import rank_law
 import smollm2
 
-READMES = [grid.HERE / "README.md", grid.HERE.parent / "README.md"]
+from eval_pass1 import Parser, plain_output
+
+README = grid.HERE / "README.md"
 SCRIPTS = [curvature, mlp, alpha_vs_lr, rank_law, baselines, gpu, smollm2]
 QUICK = ["--steps", "12", "--batch-size", "4", "--val-problems", "20", "--out", "out/experiments/calibrate.csv"]
 
 
 def block(name: str) -> str:
-    """The text of one place of a README: NAME for a script's report, NAME.FUNCTION for another text of its rows."""
+    """The text of one place of the README: NAME for a script's report, NAME.FUNCTION for another text of its rows."""
     name, _, function = name.partition(".")
     script = next(script for script in SCRIPTS if script.__name__ == name)
     rows = grid.read_rows(grid.HERE / f"{name}.csv")
@@ -33,15 +34,16 @@ def block(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A README with the text between <!-- from NAME --> and <!-- end --> made anew from the CSVs."""
+    """The README with the text between <!-- from NAME --> and <!-- end --> made anew from the CSVs."""
     return re.sub(r"(<!-- from ([\w.]+) -->\n).*?(<!-- end -->)",
                   lambda match: f"{match[1]}{block(match[2])}\n{match[3]}", text, flags=re.DOTALL)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cells, into out/experiments")
-    parser.add_argument("--plot-only", action="store_true", help="run nothing: texts and pictures from the CSVs")
+    plain_output()
+    parser = Parser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs, into out/experiments")
+    parser.add_argument("--plot-only", action="store_true", help="train nothing: make texts and pictures from the CSVs")
     args = parser.parse_args()
     found = []
     for script in SCRIPTS:
@@ -54,8 +56,7 @@ def main():
         print(grid.report(script, rows, args.quick))
         found += [(script.__name__, verdict, claim) for claim, verdict in script.findings(rows)]
     if args.plot_only:
-        for path in READMES:
-            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         calibrate.main(QUICK if args.quick else [])
     print()

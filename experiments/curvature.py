@@ -205,13 +205,14 @@ def told(rows: list[dict]) -> str:
     found = shares(rows)
     ratios = [share / predicted for _, _, share, predicted in found]
     habit = {rank: share for rule, rank, share, _ in found if rule == "2r"}
-    lines = ["| | sharpness at the start, of full fine-tuning's | predicted s²·r/(3n) |", "|---|---|---|"]
+    lines = ["| | sharpness at the start, as a share of full fine-tuning's | predicted s²·r/(3n) |", "|---|---|---|"]
     lines += [f"| alpha = {rule}, rank {rank:g} | {share:.3g} | {predicted:.3g} |"
               for rule, rank, share, predicted in found if rank in (2, 16, 64)]
     lines += ["", f"Over all {len(found)} settings the measured share is {min(ratios):.2f} to {max(ratios):.2f} of the "
               f"predicted one. With alpha = 2r it grows from {100 * habit[min(habit)]:.1f}% at rank {min(habit):g} to "
               f"{100 * habit[max(habit)]:.0f}% at rank {max(habit):g}.", "",
-              "| | 2/λmax | largest stable rate of gradient descent | their ratio | of Adam |", "|---|---|---|---|---|"]
+              "| | 2/λmax | largest stable rate of gradient descent | ratio of the two | largest stable rate of Adam |",
+              "|---|---|---|---|---|"]
     for row in rows:
         if row["what"] == "stability":
             bound = 2 / row["sharpness"]
@@ -263,17 +264,15 @@ def picture(rows: list[dict], path: Path) -> None:
         middle.plot(*zip(*line), "o-", color=color, ms=3, lw=1)
         middle.annotate(name, line[0], xytext=(0, 7 if rule != "256√r" else -13), textcoords="offset points",
                         fontsize=8, color=color)
-        for row in rows:
-            if row["what"] == "stability" and (row["arm"], row["rule"]) == (arm, rule):
-                low = rule == "256√r"
-                right.annotate(name, (2 / row["sharpness"], row["stable_lr"]), fontsize=8, color=color,
-                               ha="left" if low else "right", xytext=(-4, 7) if low else (-6, 2 if rule else 5),
-                               textcoords="offset points")
     middle.set(xscale="symlog", yscale="log", xlabel="step", ylabel="sharpness in what is trained",
                title="along training, rank 16")
-    points = [(2 / row["sharpness"], row["stable_lr"]) for row in rows if row["what"] == "stability"]
-    right.plot(*zip(*points), "o", color="black", ms=4)
-    ends = [min(p for p, _ in points), max(p for p, _ in points)]
+    settled = [row for row in rows if row["what"] == "stability"]
+    for row in settled:
+        name = "full fine-tuning" if row["arm"] == "full" else f"alpha = {row['rule']}"
+        color = COLORS.get(row["rule"], "black")
+        right.plot(2 / row["sharpness"], row["stable_lr"], "o", color=color, ms=4, label=name)
+    right.legend(frameon=False, fontsize=8)
+    ends = [min(2 / row["sharpness"] for row in settled), max(2 / row["sharpness"] for row in settled)]
     right.plot(ends, ends, color="black", lw=0.8, ls=":")
     right.set(xscale="log", yscale="log", xlabel="2/λmax", ylabel="largest stable rate",
               title="gradient descent, rank 16")

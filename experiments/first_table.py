@@ -15,7 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grid  # puts the modules above this folder on the path
 import torch
+
+from eval_pass1 import Parser, plain_output
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "out/first_table"
@@ -115,6 +118,8 @@ def read() -> list[dict]:
 
 
 def main():
+    plain_output()
+    Parser(description=__doc__).parse_args()
     rows = []
     full_rate, lora_rate = best_rate("full", FULL_RATES, rows), best_rate("lora", LORA_RATES, rows)
     for method, lr in [("lora-alpha", SHARED_RATE), ("lora", SHARED_RATE), ("lora", lora_rate), ("full", full_rate)]:
@@ -130,4 +135,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    grid.stoppable(main)

@@ -92,8 +92,8 @@ def picture(rows: list[dict], path: Path) -> None:
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2))
     baselines.draw_rates(left, peers)
     if law:
-        rank_law.draw_curves(middle, law, math.sqrt, end=0)
-        middle.set(title=f"loss over alpha/√r at {shared(peers):g} (● the rule, 256·√r)")
+        rank_law.draw_curves(middle, law, math.sqrt, "lower right")
+        middle.set(title=f"loss over alpha/√r, lr {shared(peers):g} (● 256·√r)")
         rank_law.draw_law(right, law)
     fig.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=7, frameon=False, fontsize=8)
     fig.tight_layout(rect=(0, 0.06, 1, 1))

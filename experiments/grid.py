@@ -1,11 +1,11 @@
-"""A sweep that can be stopped: every finished cell is a line of a CSV file at once, and is not run again.
+"""A sweep that can be stopped: every finished run is appended to a CSV file at once, and is not made again.
 
-A script beside this one has cells(quick, rows), work(cell), COLUMNS, told(rows), findings(rows), picture(rows, path)
-and ends with grid.command. `cells` sees the rows that are there, as later cells may depend on what earlier ones found;
-`told` gives the finding in Markdown, `findings` the claims with what became of them here.
+A cell is a dict: the settings of one run. A script beside this one has cells(quick, rows), work(cell), COLUMNS,
+told(rows), findings(rows), picture(rows, path) and ends with grid.command. `cells` sees the finished rows, as later
+runs may depend on what earlier ones found; `told` gives the tables in Markdown, `findings` each claim and whether it
+holds here.
 """
 
-import argparse
 import csv
 import os
 import sys
@@ -18,6 +18,8 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the scripts stand in a folder of their own, the modules above it
+
+from eval_pass1 import Parser, plain_output  # noqa: E402
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -52,7 +54,7 @@ def sweep(path: Path, cells: list[dict], work, columns: list[str], processes: in
     processes = processes or os.cpu_count()
     start = time.time()
     if left:
-        print(f"{path.name}: {len(cells) - len(left)} of {len(cells)} cells are there, {len(left)} to go", flush=True)
+        print(f"{path.name}: {len(cells) - len(left)} of {len(cells)} runs are done, {len(left)} to go", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             waiting = {pool.submit(work, cell): cell for cell in left}
@@ -109,10 +111,11 @@ def report(script, rows: list[dict], quick: bool = False) -> str:
     devices = {}
     for row in sorted(timed, key=lambda row: row.get("device", "cpu") != "cpu"):
         devices.setdefault(row.get("device", "cpu"), []).append(row)
-    each = [f"{sum(row['seconds'] for row in group) / 3600:.1f} hours of one core" if device == "cpu" else
-            f"{len(group)} of them on one {device}" for device, group in devices.items()]
-    cost = [f"\n{len(rows)} runs, {', '.join(each)}"
-            + (f"; {left} runs are not made yet." if left else ".")] if timed else []
+    hours = sum(row["seconds"] for row in devices.get("cpu", [])) / 3600
+    each = [f"{len(group)} on a CPU ({hours:.1f} core-hours)" if device == "cpu" else f"{len(group)} on one {device}"
+            for device, group in devices.items()]
+    cost = [f"\nRuns: {', '.join(each)}"
+            + (f"; {left} runs are still to be made." if left else ".")] if timed else []
     return "\n".join([script.told(rows), "", *claims, *cost])
 
 
@@ -125,9 +128,10 @@ def verdict(*cases: bool) -> str:
 
 def command(script) -> None:
     """A script's command line."""
-    parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cells, into out/experiments")
-    parser.add_argument("--plot-only", action="store_true", help="run nothing: text and picture from the CSV")
+    plain_output()
+    parser = Parser(description=script.__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs, into out/experiments")
+    parser.add_argument("--plot-only", action="store_true", help="train nothing: make text and picture from the CSV")
     args = parser.parse_args()
     try:
         rows = stoppable(lambda: run(script, args.quick, args.plot_only))
@@ -140,4 +144,4 @@ def stoppable(work):
     try:
         return work()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the finished cells are kept, and the same command goes on from there")
+        sys.exit("\nstopped; the finished runs are kept, and the same command goes on from there")

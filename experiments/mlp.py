@@ -112,7 +112,7 @@ def summary(rows: list[dict]) -> dict[tuple, tuple]:
 
 
 def told(rows: list[dict]) -> str:
-    lines = ["| learning rate at the start | raised | stable up to | lowest loss of the stable | at |",
+    lines = ["| initial learning rate | multiplied | stable up to | lowest loss of a stable run | at |",
              "|---|---|---|---|---|"]
     for (start, route), (border, at, best) in summary(rows).items():
         lines.append(f"| {start:g} | {route} | ×{border:g} | {best:.3g} | ×{at:g} |")

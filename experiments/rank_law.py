@@ -302,9 +302,10 @@ def sides(rows: list[dict]) -> tuple[float, dict[int, float], dict[int, float]]:
 
 def sides_in_words(rows: list[dict]) -> str:
     level, falls, rises = sides(rows)
-    words = [f"{verb} {level:.2f} goes as r^{fitted(list(side.items()))[1]:.2f} (ranks {min(side)} to {max(side)})"
-             for verb, side in (("falls to", falls), ("rises to", rises)) if len(side) > 2]
-    return "The alpha at which the loss " + ", that at which it ".join(words) + "." if words else ""
+    words = [f"{where} the best alpha, the alpha at which the loss is {level:.2f} scales as "
+             f"r^{fitted(list(side.items()))[1]:.2f} (ranks {min(side)} to {max(side)})."
+             for where, side in (("Below", falls), ("Above", rises)) if len(side) > 2]
+    return " ".join(words)
 
 
 def told(rows: list[dict]) -> str:
@@ -312,13 +313,15 @@ def told(rows: list[dict]) -> str:
     if len(best_alphas(rows)) < 3:
         return "\n".join(lines)
     wide = fitted([(rank, statistics.geometric_mean(alphas)) for rank, alphas in best_alphas(rows, beside=2).items()])
-    lines += ["", law_in_words(rows) + " By parabolas over two points on each side, which the steep side pulls down: "
-              f"{wide[0]:.0f}·r^{wide[1]:.2f}.", "", sides_in_words(rows)]
+    lines += ["", law_in_words(rows) + " Parabolas through two points on each side, instead of one, give "
+              f"{wide[0]:.0f}·r^{wide[1]:.2f}: lower, because the loss rises steeply past the best alpha.", "",
+              sides_in_words(rows)]
     means, each = shared(rows), regrets(rows)
     if means:
         ranks = [rank for rank in RANKS if all(rank in of_rank for of_rank in each.values())]
         heads = " | ".join(f"rank {rank}" for rank in ranks)
-        lines += ["", f"Rows that need a c outside {NEAR[0]} to {NEAR[-1]} have one seed, which alone ran it:", "",
+        lines += ["", f"Only the first seed ran c below {NEAR[0]} and above {NEAR[-1]}, so rules outside that range "
+                  "have one seed:", "",
                   f"| loss above the lowest of the grid, % | {heads} | geometric mean |",
                   "|---|" + "---|" * (len(ranks) + 1)]
         lines += [f"| {name} | " + " | ".join(f"{100 * each[name][r]:.0f}" for r in ranks) + f" | {100 * mean:.0f} |"
@@ -333,21 +336,21 @@ def told(rows: list[dict]) -> str:
             grids = curves(rows, base=f"out/widths/{width}").values()
             lines.append(f"| {width} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} | "
                          f"{statistics.fmean(min(curve.values()) for curve in grids):.3f} |")
-        lines += ["", f"c* goes as width^{power(over_width(rows).items()):.2f}."]
+        lines += ["", f"c* scales as width^{power(over_width(rows).items()):.2f}."]
     if len(over_rates(rows)) > 1:
         lines += ["", "| learning rate | c*, each seed |", "|---|---|"]
         lines += [f"| {lr:g} | {', '.join(f'{c:.0f}' for c in each)} |" for lr, each in over_rates(rows).items()]
-        lines += ["", f"c* goes as lr^{power(over_rates(rows).items()):.2f}.", "",
+        lines += ["", f"c* scales as lr^{power(over_rates(rows).items()):.2f}.", "",
                   "| width, base | full fine-tuning's best rate | c* there, each seed | √(3n) |", "|---|---|---|---|"]
         at_best = matched(rows)
         lines += [f"| {width}, {base} | {lr:.1e} | {', '.join(f'{c:.0f}' for c in each)} | {math.sqrt(3 * width):.0f} |"
                   for base, (width, lr, each) in at_best.items()]
         if len(at_best) > 1:
-            lines += ["", f"There c* goes as width^{power((n, each) for n, _, each in at_best.values()):.2f}."]
+            lines += ["", f"At that rate c* scales as width^{power((n, each) for n, _, each in at_best.values()):.2f}."]
     if len(over_steps(rows)) > 1:
         lines += ["", "| steps | c*, each seed |", "|---|---|"]
         lines += [f"| {steps} | {', '.join(f'{c:.0f}' for c in each)} |" for steps, each in over_steps(rows).items()]
-        lines += ["", f"c* goes as steps^{power(over_steps(rows).items()):.2f}."]
+        lines += ["", f"c* scales as steps^{power(over_steps(rows).items()):.2f}."]
     return "\n".join(lines)
 
 
@@ -358,9 +361,9 @@ def law_in_words(rows: list[dict]) -> str:
     return ("The best alpha is {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; with the "
             "exponent 1/2, {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(*fit["c_interval"], *fit["p_interval"],
                                                                      *fit["root_c_interval"], **fit)
-            + f" Seeds a rank: {min(count)}" + (f" to {max(count)}." if max(count) > min(count) else ".")
-            + " Over ranks 1 to 32 alone (a cut made after seeing the points): "
-            + "{c:.0f}·r^{p:.2f}, [{:.2f}, {:.2f}].".format(*low["p_interval"], **low))
+            + f" Seeds per rank: {min(count)}" + (f" to {max(count)}." if max(count) > min(count) else ".")
+            + " Over ranks 1 to 32 alone (a range chosen after seeing the results): "
+            + "{c:.0f}·r^{p:.2f}, exponent [{:.2f}, {:.2f}].".format(*low["p_interval"], **low))
 
 
 def power(points) -> float:
@@ -376,19 +379,20 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
              ("the best alpha follows the square root of the rank: 1/2 is within p's interval",
               grid.verdict(low <= 0.5 <= high))]
     if means := shared(rows):
-        found.append(("one c·√r loses less against the best alpha of each rank than any of the other rules",
+        found.append(("the best rule c·√r loses less against the best alpha of each rank than any other rule",
                       grid.verdict(next(iter(means)) not in RULES)))
     if len(over_width(rows)) > 1:
         found.append(("at one rate c* grows as the square root of the width (exponent 0.25 to 0.75)",
                       grid.verdict(0.25 <= power(over_width(rows).items()) <= 0.75)))
     if len(over_rates(rows)) > 1 and len(at_best := matched(rows)) > 1:
         p = power((width, each) for width, _, each in at_best.values())
-        found.append(("at full fine-tuning's best rate it does (the same)", grid.verdict(0.25 <= p <= 0.75)))
+        found.append(("at full fine-tuning's best rate it does (exponent 0.25 to 0.75)",
+                      grid.verdict(0.25 <= p <= 0.75)))
     return found
 
 
-def draw_curves(ax, rows: list[dict], scale, end: int) -> None:
-    """Loss over alpha/scale(rank), a line a rank, geometric means over the seeds; its rank at its end, 0 or -1."""
+def draw_curves(ax, rows: list[dict], scale, place: str, columns: int = 2) -> None:
+    """Loss over alpha/scale(rank), a line a rank, geometric means over the seeds; the legend of the ranks at place."""
     import matplotlib.pyplot as plt
 
     found = curves(rows)
@@ -398,13 +402,11 @@ def draw_curves(ax, rows: list[dict], scale, end: int) -> None:
         mine = [curve for (r, _), curve in found.items() if r == rank]
         line = [(a, statistics.geometric_mean(curve[a] for curve in mine if a in curve)) for a in mine[0]
                 if all(math.isfinite(curve.get(a, 0)) for curve in mine)]
-        ax.plot([a / scale(rank) for a, _ in line], [loss for _, loss in line], color=color, lw=1.2)
+        ax.plot([a / scale(rank) for a, _ in line], [loss for _, loss in line], color=color, lw=1.2, label=rank)
         for a, loss in line:
             if math.isclose(a, 256 * math.sqrt(rank)):
                 ax.plot(a / scale(rank), loss, "o", color=color, ms=5)
-        ax.annotate(f"{rank}", (line[end][0] / scale(rank), line[end][1]), xytext=(4 if end else -4, 0), va="center",
-                    ha="left" if end else "right", textcoords="offset points", fontsize=8, color=color)
-    ax.margins(x=0.09)
+    ax.legend(title="rank", title_fontsize=8, fontsize=8, ncols=columns, loc=place, frameon=False)
     ax.set(xscale="log", yscale="log", xlabel="alpha/√r")
 
 
@@ -434,30 +436,27 @@ def picture(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     fig, ((over_alpha, collapsed), (of_rank, of_rest)) = plt.subplots(2, 2, figsize=(10, 7.6))
-    draw_curves(over_alpha, rows, lambda rank: 1, end=-1)
+    draw_curves(over_alpha, rows, lambda rank: 1, "upper left")
     over_alpha.set(xlabel="alpha", ylabel="validation loss",
                    title="loss over alpha, ranks 1 to 128 (● the rule, 256·√r)")
-    draw_curves(collapsed, rows, math.sqrt, end=0)
+    draw_curves(collapsed, rows, math.sqrt, "upper left", columns=4)
     collapsed.set(title="the same over alpha/√r")
     draw_law(of_rank, rows)
-    for groups, color, name in ((over_width(rows), "#1f4e79", "width, at one rate"),
-                                (over_steps(rows), "#b07000", "steps")):
+    for groups, color, name in ((over_steps(rows), "#b07000", "over the steps, width 256"),
+                                (over_width(rows), "#1f4e79", "over the width, at lr 0.001")):
         means = [(x, statistics.geometric_mean(each)) for x, each in groups.items()]
         if means:
-            of_rest.plot(*zip(*means), "o-", color=color, ms=4, lw=1.2)
-            of_rest.annotate(f"over the {name}", means[0], xytext=(0, 7), textcoords="offset points", color=color)
+            of_rest.plot(*zip(*means), "o-", color=color, ms=4, lw=1.2, label=name)
     if len(over_rates(rows)) > 1:
         points = [(width, statistics.geometric_mean(each)) for width, _, each in matched(rows).values()]
-        of_rest.plot(*zip(*points), "s", color="#2a9d8f", ms=5)
-        of_rest.annotate("at full fine-tuning's best rate", points[0], xytext=(6, -12), textcoords="offset points",
-                         color="#2a9d8f", fontsize=8)
+        of_rest.plot(*zip(*points), "s", color="#2a9d8f", ms=5,
+                     label="over the width, at full fine-tuning's best lr")
     widths = list(over_width(rows)) or CPU_WIDTHS
-    of_rest.plot(widths, [math.sqrt(3 * n) for n in widths], color="#1f4e79", lw=0.9, ls=":")
-    of_rest.annotate("√(3n)", (widths[-1], math.sqrt(3 * widths[-1])), xytext=(0, 6), textcoords="offset points",
-                     fontsize=8, color="#1f4e79", ha="right")
+    of_rest.plot(widths, [math.sqrt(3 * n) for n in widths], color="#1f4e79", lw=0.9, ls=":", label="√(3n)")
+    of_rest.legend(fontsize=8, frameon=False, loc="upper right")
     of_rest.set(xscale="log", yscale="log", xlabel="width n, or steps", ylabel="best c at rank 16",
                 title="best c over the width and over the steps")
-    of_rest.set_ylim(10, 400)
+    of_rest.set_ylim(10, 1000)
     of_rest.set_xticks(WIDTHS, map(str, WIDTHS))
     of_rest.minorticks_off()
     of_rest.set_visible(len(over_width(rows)) > 1 or len(over_steps(rows)) > 1)

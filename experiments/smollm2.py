@@ -188,14 +188,14 @@ def tables(rows: list[dict]) -> list[str]:
     ridges = {rank: found for rank in sorted(RANKS) if (found := ridge(of_rank(rows, rank)))}
     inside = sorted({lr for found in ridges.values() for lr in found})
     if ridges:
-        lines += ["", f"| best alpha (and c) at lr = | {' | '.join(f'{lr:g}' for lr in inside)} | it goes as |",
+        lines += ["", f"| best alpha (and c) at lr = | {' | '.join(f'{lr:g}' for lr in inside)} | scales as |",
                   "|---|" + "---|" * (len(inside) + 1)]
     for rank, found in ridges.items():
         shown = [f"{found[lr]:.0f} ({found[lr] / math.sqrt(rank):.0f})" if lr in found else "" for lr in inside]
         power = f"lr^{fitted(list(found.items()))[1]:.2f}" if len(found) > 1 else ""
         lines.append(f"| rank {rank} | {' | '.join(shown)} | {power} |")
     if len(ridges) > 1:
-        lines.append(f"| it goes as | {' | '.join(f'r^{p:.2f}' for p in over_ranks(ridges, inside))} | |")
+        lines.append(f"| scales as | {' | '.join(f'r^{p:.2f}' for p in over_ranks(ridges, inside))} | |")
     for words, rate_of in ((f"at {SHARED:g}", lambda arm: SHARED),
                            ("at its best rate", lambda arm: best_rate(rows, **arm))):
         groups = {title(**arm): grid.pick(rows, lr=rate_of(arm), **arm) for arm in MAIN if tuned(rows, **arm)}
@@ -279,7 +279,8 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
                  for of_length in groups]
         found += [("with each at its best rate every seed of alpha = 256·√r ends below every one of alpha = 2r",
                    grid.verdict(*(below(ours, theirs, "val_loss") for ours, theirs in pairs))),
-                  ("and every one forgets more of the English",
+                  ("with each at its best rate every seed of alpha = 256·√r forgets more English than every one of "
+                    "alpha = 2r",
                    grid.verdict(*(below(theirs, ours, "base_loss") for ours, theirs in pairs)))]
     ridges = {rank: ridge(of_rank(groups[0], rank)) for rank in RANKS}
     if all(ridges.values()):

@@ -2,26 +2,22 @@
 
     python experiments/speed.py                    three minutes on two cores
 
-All three go through lora_alpha.train, in turn, and the ratios are of medians, so that the machine's moods fall on each
-alike. Writes speed.csv (a line a timed step) and speed.png beside this file.
+All three go through lora_alpha.train, in turn, so that other load on the machine slows each of them alike; the ratios
+are of medians. Writes speed.csv (a line a timed step) and speed.png beside this file.
 """
 
-import argparse
 import csv
 import statistics
 import sys
 from pathlib import Path
 
-import matplotlib
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, so that this runs as a script
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
 
 import lora_alpha  # noqa: E402
+from eval_pass1 import Parser, plain_output  # noqa: E402
 from lora_alpha import GPT, GPTConfig, inject_lora  # noqa: E402
 
 CONFIG = dict(vocab_size=1024, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8,
@@ -47,10 +43,18 @@ class Peer(nn.Module):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain_output()
+    parser = Parser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12, help="turns of each method (default: 12)")
     parser.add_argument("--steps", type=int, default=5, help="steps a turn, the first untimed (default: 5)")
     args = parser.parse_args()
+    for name, low in (("rounds", 1), ("steps", 2)):
+        if getattr(args, name) < low:
+            parser.error(f"--{name} {getattr(args, name)}: it must be {low} or more")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
 
     torch.manual_seed(0)
     full = GPT(GPTConfig(**CONFIG))

@@ -2,10 +2,15 @@
 
 import csv
 import importlib
+import io
 import math
+import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,7 +78,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(work, lines, tmp_path, capsys):
     grid.sweep(path, cells[:2], work, ["x", "name", "square"], processes=1)
     capsys.readouterr()
     rows = grid.sweep(path, cells, work, ["x", "name", "square"], processes=1)
-    assert "2 of 4 cells are there" in capsys.readouterr().out and len(rows) == 4 * lines
+    assert "2 of 4 runs are done" in capsys.readouterr().out and len(rows) == 4 * lines
     assert sorted(abs(row["square"]) for row in rows) == sorted(float(x**2) for x in range(4) for _ in range(lines))
     with open(path, newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 4 * lines
@@ -85,11 +90,10 @@ def test_a_cell_that_is_named_twice_runs_once(tmp_path):
     assert len(rows) == 1
 
 
-@pytest.mark.parametrize("path", everything.READMES, ids=lambda path: path.parent.name)
-def test_the_figures_of_the_text_are_the_csvs(path):
-    """Every block of the READMEs is what the scripts make of their CSVs: all.py --plot-only changes nothing."""
-    text = path.read_text(encoding="utf-8")
-    assert "<!-- from " in text
+def test_the_figures_of_the_text_are_the_csvs():
+    """Every block of the README is what the scripts make of their CSVs: all.py --plot-only changes nothing."""
+    text = everything.README.read_text(encoding="utf-8")
+    assert {script.__name__ for script in everything.SCRIPTS} <= set(re.findall(r"<!-- from (\w+) -->", text))
     assert everything.filled(text) == text
 
 
@@ -107,7 +111,8 @@ def assert_tables_are_whole(text: str):
             assert line.startswith("|") and line.endswith("|") and line.count("|") == before.count("|"), line
 
 
-@pytest.mark.parametrize("path", everything.READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", [everything.README, ROOT / "README.md", ROOT / "data/README.md"],
+                         ids=lambda path: path.parent.name)
 def test_the_tables_are_whole(path):
     assert_tables_are_whole(path.read_text(encoding="utf-8"))
 
@@ -144,10 +149,14 @@ def test_plot_only_needs_the_csv_alone(tmp_path):
 
 
 @pytest.mark.thorough
-def test_all_quick_settings_run():
-    """all.py --quick: every script runs, and says of each claim what became of it."""
-    shutil.rmtree(ROOT / "out/experiments", ignore_errors=True)  # cells that are there would not be run
-    done = subprocess.run([sys.executable, ROOT / "experiments/all.py", "--quick"], text=True, capture_output=True)
+def test_all_quick_settings_run(tmp_path):
+    """all.py --quick, in a copy: every script runs, and says of each claim what became of it."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    done = subprocess.run([sys.executable, "experiments/all.py", "--quick"], text=True, capture_output=True,
+                          cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     verdicts = done.stdout[done.stdout.rindex("To use it:"):].splitlines()[3:]
     names = [script.__name__ for script in everything.SCRIPTS]
@@ -155,6 +164,51 @@ def test_all_quick_settings_run():
     told = {line.split(maxsplit=1)[1] for line in verdicts}
     assert "holds: the share is s²·r/(3n), to a factor of 2" in told
     assert "holds: LoRA+ at ratio k ends where k times alpha does, to 3% of the loss, up to the best alpha" in told
+
+
+# ---- The command lines -----------------------------------------------------------------------------------------------
+
+COMMANDS = [path for path in sorted([*ROOT.glob("experiments/*.py"), *ROOT.glob("data/*/prepare.py")])
+            if "__main__" in path.read_text(encoding="utf-8")]
+
+
+def command(path: Path, flag: str, monkeypatch) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the script, on an ASCII console."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), flag])
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+    return end.value.code, *(stream.buffer.getvalue().decode() for stream in streams)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_help_does_no_work_and_an_unknown_flag_is_one_line(path, monkeypatch):
+    """On an ASCII console as well."""
+    status, out, err = command(path, "--help", monkeypatch)
+    assert status == 0 and not err and "--help" in out
+    status, out, err = command(path, "--no-such-flag", monkeypatch)
+    assert status == 2 and not out and err.count("\n") == 1 and "--no-such-flag" in err
+
+
+def test_every_script_has_a_command_line():
+    """But for the two modules that the others share."""
+    library = {ROOT / "experiments" / f"{name}.py" for name in ("finetune", "grid")}
+    assert {*ROOT.glob("experiments/*.py"), *ROOT.glob("data/*/prepare.py")} - library == set(COMMANDS)
+
+
+@pytest.mark.thorough
+def test_help_in_a_process_of_its_own_under_the_c_locale():
+    """What the shell sees, without UTF-8: no UnicodeEncodeError, and no work done."""
+    def help_of(path):
+        env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+        return subprocess.run([sys.executable, path, "--help"], capture_output=True, env=env, timeout=120)
+
+    with ThreadPoolExecutor(4) as pool:
+        for path, done in zip(COMMANDS, pool.map(help_of, COMMANDS)):
+            assert done.returncode == 0 and b"--help" in done.stdout and not done.stderr, (path, done.stderr)
 
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
@@ -165,12 +219,15 @@ def test_all_quick_settings_run():
                                       ("lora", dict(clip=0.5))])
 def test_a_cell_is_a_run_of_train_py(arm, own, tmp_path, capsys):
     """The same flags give the same validation loss, first step and share of clipped steps."""
-    alpha = 0.0 if arm == "full" else train.method_alpha(arm, 4, None, None)
-    cell = finetune.cell(arm=arm, rank=4, alpha=alpha, steps=3, batch=2, seed=1, **own)
+    for name, count in (("train", 40), ("val", 20)):
+        lines = (ROOT / f"data/equations/{name}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[:count]))
+    alpha, data = train.method_alpha(arm, 4, None, None), str(tmp_path)
+    cell = finetune.cell(arm=arm, rank=4, alpha=alpha, steps=3, batch=2, seed=1, data=data, **own)
     found = finetune.finetune(cell)
     flags = ["--grad-clip", "0.5"] if own.get("clip") else []
     train.main(["--method", arm, "--rank", "4", "--steps", "3", "--batch-size", "2", "--seed", "1", "--eval-problems",
-                "0", "--eval-every", "3", "--out", str(tmp_path / "run"), *flags])
+                "0", "--eval-every", "3", "--data", data, "--out", str(tmp_path / "run"), *flags])
     run = train.read_json(tmp_path / "run/run.json")
     assert found["val_loss"] == pytest.approx(run["results"]["val_loss_after"], rel=1e-5)
     assert found["clipped"] == run["results"]["clipped"]

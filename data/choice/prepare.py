@@ -71,7 +71,8 @@ KINDS = {"Addition with carry": addition, "Order of operations": order, "Negativ
          "Fractions": fractions, "Percentages": percentages}
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()  # --help writes nothing
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                            usage=argparse.SUPPRESS, allow_abbrev=False).parse_args()  # --help writes nothing
     rng, seen, made = random.Random(1337), set(), []
     while len(made) < 400:
         name = list(KINDS)[len(made) % len(KINDS)]

@@ -141,7 +141,8 @@ def problems(rng: random.Random) -> list[dict]:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()  # --help writes nothing
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                            usage=argparse.SUPPRESS, allow_abbrev=False).parse_args()  # --help writes nothing
     made = problems(random.Random(1337))
     for name, count in COUNTS.items():
         part, made = made[:count], made[count:]

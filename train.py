@@ -262,7 +262,7 @@ class Progress:
 
 def short(path: str | Path) -> str:
     """A path as a user would type it: relative where it lies below the current folder."""
-    path = Path(path).resolve()
+    path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -54,9 +54,12 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def command():
-    """command(script, *flags, cwd): .returncode, .stdout and .stderr of a script's main, in this process."""
-    def command(script, *flags, cwd):
+    """command(script, *flags, cwd, **others): .returncode, .stdout and .stderr of a script's main, in this process.
+    others: flags with the values that they have unless they are among the flags."""
+    def command(script, *flags, cwd, **others):
         out, err, status = io.StringIO(), io.StringIO(), 0
+        for name, value in others.items():
+            flags = flags if f"--{name}" in flags else (f"--{name}", value, *flags)
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             patch.chdir(cwd)
             patch.setattr(sys, "argv", [Path(script.__file__).name, *map(str, flags)])
@@ -64,6 +67,7 @@ def command():
                 script.main()
             except SystemExit as end:
                 status = end.code or 0
+        assert "is given twice" not in err.getvalue(), "a mistake of the test's own"
         return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
     return command
 

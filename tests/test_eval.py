@@ -38,9 +38,9 @@ CHOICE = ROOT / "data/choice"
 
 @pytest.fixture
 def evaluate(toy, command, tmp_path):
-    """evaluate(*flags): what the command prints, on the toy base unless the flags name another."""
-    def evaluate(*flags):
-        done = command(eval_pass1, "--base", toy.base, *flags, cwd=tmp_path)
+    """evaluate(*flags, **others): what the command prints, on the toy base unless the flags name another."""
+    def evaluate(*flags, **others):
+        done = command(eval_pass1, *flags, cwd=tmp_path, base=toy.base, **others)
         assert done.returncode == 0 and done.stderr == "", done.stderr
         return done.stdout
     return evaluate
@@ -48,9 +48,9 @@ def evaluate(toy, command, tmp_path):
 
 @pytest.fixture
 def fails(toy, command, tmp_path):
-    """fails(*flags): the one line on stderr of a command that must end with status 2."""
-    def fails(*flags):
-        done = command(eval_pass1, "--base", toy.base, *flags, cwd=tmp_path)
+    """fails(*flags, **others): the one line on stderr of a command that must end with status 2."""
+    def fails(*flags, **others):
+        done = command(eval_pass1, *flags, cwd=tmp_path, base=toy.base, **others)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
         return done.stderr
     return fails
@@ -499,15 +499,15 @@ def test_a_killed_process_leaves_whole_lines_and_goes_on(tmp_path, toy):
 def test_another_command_does_not_mix_into_a_stored_run(tmp_path, adapters, evaluate, fails):
     """Other settings, an adapter trained anew under its name, or a folder of other files: refused, nothing changed."""
     adapter = shutil.copytree(adapters[0], tmp_path / "adapter")
-    flags = ["--limit", 3, "--max-new-tokens", 4, "--adapter", adapter, "--out", tmp_path / "o"]
-    evaluate(*flags)
+    others, flags = {"limit": 3, "max-new-tokens": 4}, ["--adapter", adapter, "--out", tmp_path / "o"]
+    evaluate(*flags, **others)
     before = {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
     for change in (["--max-new-tokens", 5], ["--limit", 4], ["--prompt", "Q: {problem}"], ["--seed", 1]):
-        assert "another run" in fails(*flags, *change)
+        assert "another run" in fails(*flags, *change, **others)
     shutil.copy(adapters[1] / "adapter_model.safetensors", adapter)
-    assert "adapters" in fails(*flags)
+    assert "adapters" in fails(*flags, **others)
     assert before == {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
-    assert "no run" in fails(*flags[:-1], adapter)
+    assert "no run" in fails(*flags[:-1], adapter, **others)
 
 
 def test_a_sample_that_two_processes_wrote_counts_once(tmp_path, evaluate, fails):
@@ -649,7 +649,8 @@ BAD = "bad.jsonl"
     (["--temperature", "nan"], "--temperature"), (["--top-p", "0"], "--top-p"), (["--k", "2"], "--k"),
     (["--few-shot", "-1"], "--few-shot"), (["--prompt", "nope"], "--help-prompts"),
     (["--prompt", "minerva", "--data", str(EQUATIONS / "test.jsonl")], "--few-shot"),
-    (["--few-shot", "2", "--few-shot-from", "absent"], "absent"), (["--few-shot-from", "absent"], "--few-shot K"),
+    (["--few-shot", "2", "--few-shot-from", "absent"], "absent"),
+    (["--few-shot-from", str(EQUATIONS / "train.jsonl")], "--few-shot K"),
     (["--few-shot", "2", "--few-shot-from", str(CHOICE / "train.csv")], "another kind"),
     (["--regrade", ""], "file"), (["--kind", "choice"], "options"),
     (["--kind", "essay"], "essay"), (["--regrade", "absent"], "absent"), (["--lim", "1"], "--lim"),
@@ -659,7 +660,7 @@ def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, flags, word, fails):
     """One line on stderr that names what is wrong, status 2, no file written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("a file")
-    assert word in fails("--max-new-tokens", "4", "--limit", "2", *flags)
+    assert word in fails(*flags, limit=2, **{"max-new-tokens": 4})
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 

@@ -179,7 +179,7 @@ def test_a_trained_pissa_is_an_ordinary_adapter_of_twice_the_rank(tmp_path):
     assert far(logits(model), trained) < 1e-5
     save_adapter(model, tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 24, True)
+    assert (config["r"], config["lora_alpha"], "init_lora_weights" in config) == (8, 24, False)
     assert far(logits(load_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")), trained) < 1e-5
     llama = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     assert far(logits(peft.PeftModel.from_pretrained(llama, tmp_path / "adapter")), trained) < 1e-5
@@ -254,7 +254,7 @@ def test_a_merge_that_fails_is_one_line_and_writes_nothing(tmp_path, capsys, mon
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     monkeypatch.setattr(hf, "save_file", no_room)
     for base, adapter, out, word in [("base", "adapter", "full", "no room"), ("base", "adapter", "base", "not an"),
-                                     ("x", "adapter", "out", "x/config"), ("base", "other", "out", "lora_A")]:
+                                     ("x", "adapter", "out", "x: there is no"), ("base", "other", "out", "lora_A")]:
         with pytest.raises(SystemExit) as stop:
             script.main(["merge", "--base", str(tmp_path / base), "--adapter", str(tmp_path / adapter),
                          "--out", str(tmp_path / out)])

@@ -25,7 +25,7 @@ FAST = ["--batch-size", "8", "--grad-accum", "1", "--eval-problems", "0"]
 @pytest.fixture(scope="module")
 def run(toy, command):
     """run(*flags, cwd): train.py on the toy base and data, unless the flags name others."""
-    return lambda *flags, cwd: command(script, "--base", toy.base, "--data", toy.data, *flags, cwd=cwd)
+    return lambda *flags, cwd: command(script, *flags, cwd=cwd, **vars(toy))
 
 
 def problems_file(path, *pairs, end="\n"):

@@ -1,0 +1,313 @@
+"""What both command lines take, refuse and print: python -m pytest tests/test_commands.py"""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval_pass1
+import train
+from eval_pass1 import Once, check_paths, extract_answer, is_correct, pass1_interval, pass_at_k, printable
+from grader import KINDS
+from hf import load_adapter, load_model, load_tokenizer, save_adapter
+from lora_alpha import inject_lora, sample
+from problems import NOT_LINE_FEEDS, Protocol, data_file, level_name, line_feeds, load_problems
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def trained(toy, command, tmp_path_factory):
+    """(folder, what was printed) of a run into a folder whose name has a blank, its base given by a relative path."""
+    cwd = tmp_path_factory.mktemp("run")
+    (cwd / "my base").symlink_to(toy.base)
+    done = command(train, "--base", "my base", "--steps", 3, "--batch-size", 8, "--eval-problems", 2, "--out", "a run",
+                   cwd=cwd, data=toy.data)
+    assert done.returncode == 0, done.stderr
+    return cwd / "a run", done.stdout
+
+
+# ---- Flags -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script, flag", [
+    *((train, flag) for flag in ("base", "data", "val")),
+    *((eval_pass1, flag) for flag in ("base", "adapter", "data", "few-shot-from"))], ids=str)
+@pytest.mark.parametrize("path", ["meta-llama/Llama-3.2-1B", "absent.jsonl"])
+def test_a_missing_path_is_named_as_missing_first(script, flag, path, toy, command, tmp_path):
+    """With its flag, before anything else is said of it, and not in the words of the operating system."""
+    done = command(script, f"--{flag}", path, cwd=tmp_path, base=toy.base)
+    assert done.returncode == 2
+    assert done.stderr == f"{script.__name__}.py: --{flag} {path}: there is no such file or folder\n"
+
+
+@pytest.mark.parametrize("flag", ["base", "adapter"])
+def test_merge_names_a_missing_folder(flag, toy, command, tmp_path):
+    folders = {"base": toy.base, "adapter": toy.base, flag: "absent"}
+    words = [word for name, folder in folders.items() for word in (f"--{name}", folder)]
+    done = command(train, "merge", *words, "--out", "o", cwd=tmp_path)
+    assert done.returncode == 2 and f"--{flag} absent: there is no such file or folder" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "spec.json"])
+@pytest.mark.parametrize("script", [train, eval_pass1], ids=str)
+def test_a_file_that_a_folder_lacks_is_named(script, missing, toy, command, tmp_path):
+    """One line with the file's path, and no [Errno 2]."""
+    shutil.copytree(toy.base, tmp_path / "b")
+    (tmp_path / "b" / missing).unlink()
+    done = command(script, "--base", "b", cwd=tmp_path)
+    assert done.returncode == 2 and f"b/{missing}: " in done.stderr and "Errno" not in done.stderr
+    assert "no such file" in done.stderr.lower() and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, what", [("adapter_model.bin", "adapter"), ("pytorch_model.bin", "model")])
+def test_a_pickle_alone_is_named_as_what_it_is(name, what, toy, tmp_path):
+    """Not as a file that is missing: it says what to do with it."""
+    shutil.copytree(toy.base, tmp_path / "f")
+    (tmp_path / "f" / name).write_bytes(b"\x80\x04.")
+    if what == "model":
+        (tmp_path / "f/model.safetensors").unlink()
+    else:
+        (tmp_path / "f/adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{name} is a pickle, which is never loaded: save it as safetensors"):
+        load_model(tmp_path / "f") if what == "model" else load_adapter(load_model(toy.base), tmp_path / "f")
+
+
+@pytest.mark.parametrize("parser", [train.make_parser(), eval_pass1.make_parser()], ids=["train", "eval_pass1"])
+def test_a_flag_given_twice_is_refused(parser, capsys):
+    """Every flag that keeps one value; --adapter of eval_pass1.py may be given several times."""
+    single = [action for action in parser._actions if isinstance(action, Once)]
+    assert len(single) >= 15 and {"--base", "--seed"} <= {action.option_strings[0] for action in single}
+    for action in single:
+        flag = action.option_strings[0]
+        value = [action.choices[0]] if action.choices else ["1"]
+        parser.parse_args([flag, *value])
+        parser.parse_args([flag, *value])  # another command line is another count
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args([flag, *value, flag, *value])
+        assert stop.value.code == 2 and f"{flag} is given twice: give it once" in capsys.readouterr().err
+
+
+def test_merge_takes_one_adapter(toy, command, tmp_path, capsys):
+    """merge --adapter A --adapter B does not fold B alone."""
+    with pytest.raises(SystemExit) as stop:
+        train.main(["merge", "--base", "b", "--adapter", "A", "--adapter", "B", "--out", "o"])
+    assert stop.value.code == 2 and "--adapter is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed, fits", [("0", True), ("4294967295", True), ("4294967296", False), ("-1", False),
+                                        ("18446744073709551616", False), (str(10**40), False)])
+def test_a_seed_beyond_the_generators_bits_is_refused(seed, fits, capsys):
+    if fits:
+        assert train.parse_args(["--seed", seed])[1].seed == int(seed)
+        return
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(["--seed", seed])
+    assert stop.value.code == 2 and f"--seed {seed}: it must be from 0 to 2**32 - 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, read", [
+    (r"\nlet us think", "\nlet us think"), (r"Q: {problem}\nA:", "Q: {problem}\nA:"), (r"a\n\nb", "a\n\nb"),
+    (r"\n1", "\n1"), (r"\n{problem}", "\n{problem}"), (r"\nnot so", "\nnot so"), (r"end\n", "end\n"),
+    (r"\nabla f", r"\nabla f"), (r"a \neq b", r"a \neq b"), (r"\nu_1", r"\nu_1"), (r"x\notin S", r"x\notin S"),
+    (r"\nexists x", r"\nexists x"), (r"a \\nb", r"a \\nb"), (r"\new", "\new"), (r"\nn", "\nn")])
+def test_a_line_feed_in_a_prompt_is_read_wherever_it_begins_no_command_of_latex(text, read):
+    assert line_feeds(text) == read
+    if read != text and "{problem}" in text:
+        assert Protocol(text, "math").question == read
+
+
+def test_every_name_that_is_no_line_feed_is_one_of_latex():
+    """They begin with n, have letters alone, and the commonest are there."""
+    assert all(name[0] == "n" and name.isalpha() for name in NOT_LINE_FEEDS)
+    assert {"nabla", "ne", "neq", "ni", "not", "notin", "nu", "nmid", "nearrow", "newline"} <= NOT_LINE_FEEDS
+
+
+def test_help_shows_a_line_feed_as_it_is_typed(capsys):
+    with pytest.raises(SystemExit):
+        eval_pass1.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert "\\n" in shown and "\\\\n" not in shown
+
+
+# ---- What is printed -------------------------------------------------------------------------------------------------
+
+
+def test_the_next_command_is_quoted_for_a_shell(trained):
+    """As words it names the folders, blanks and all."""
+    _, stdout = trained
+    words = shlex.split(next(line for line in stdout.splitlines() if line.startswith("  python eval_pass1.py")))
+    assert words[words.index("--adapter") + 1] == "a run" and words[words.index("--base") + 1] == "my base"
+
+
+def test_the_loops_line_says_how_many_epochs_the_steps_are(trained):
+    assert "3 steps of 8 problems, 1 epochs, peak learning rate" in trained[1]
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("plain $x^2$ é 中 🙂\nsecond", "plain $x^2$ é 中 🙂\nsecond"), ("\x1b[2Jgone", "\\x1b[2Jgone"), ("a\rb", "a\\rb"),
+    ("bell\x07", "bell\\x07"), ("\x9b31m", "\\x9b31m"), ("\ud83d", "\\ud83d"), ("a\tb", "a\\tb")])
+def test_control_characters_are_shown_as_escapes(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_completion_does_not_steer_the_terminal(command, toy, tmp_path):
+    """A problem, a gold answer and a level with escape sequences are printed as text, in training and evaluation."""
+    row = dict(problem="1 +\x1b[31m 1", solution="s", answer="\x1b]0;2\x07", level="\x1b[1m", type="t")
+    rows = [row, dict(row, level="b")]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = command(train, "--data", "p.jsonl", "--val", "p.jsonl", "--steps", 1, "--eval-problems", 2, cwd=tmp_path,
+                   base=toy.base)
+    assert done.returncode == 0 and not {"\x1b", "\x07"} & set(done.stdout) and "\\x1b[31m" in done.stdout
+    done = command(eval_pass1, "--data", "p.jsonl", "--max-new-tokens", 2, cwd=tmp_path, base=toy.base)
+    assert done.returncode == 0 and "\x1b" not in done.stdout and "\\x1b[1m" in done.stdout
+
+
+def test_one_adapter_under_two_spellings_is_one(trained, toy, command):
+    """A, A/ and ./A are one column, also on going on with --out."""
+    folder, _ = trained
+    os.symlink(folder, folder.parent / "A")
+    flags = ["--base", toy.base, "--data", toy.data, "--max-new-tokens", 2, "--out", "o"]
+    done = command(eval_pass1, *flags, "--adapter", "A", "--adapter", "A/", "--adapter", "./A", cwd=folder.parent)
+    assert done.returncode == 0 and done.stdout.splitlines()[1].split()[-1:] == ["A"], done.stderr
+    again = command(eval_pass1, *flags, "--adapter", "A/", cwd=folder.parent)
+    assert again.returncode == 0 and again.stdout.splitlines()[1:-1] == done.stdout.splitlines()[1:-1]
+
+
+# ---- Data ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level, name", [(None, "all"), ("", "all"), (5, "Level 5"), ("5", "Level 5"), (0, "Level 0"),
+                                         ("Level ?", "Level ?")])
+def test_a_level_has_a_name(level, name, tmp_path):
+    """null is no level called None."""
+    assert level_name(level) == name
+    row = dict(problem="p", solution="s", answer="1", level=level, type=None)
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    (problem,) = load_problems(tmp_path / "p.jsonl")
+    assert (problem["level"], problem["subject"]) == (name, "all")
+
+
+def test_two_files_of_one_name_are_not_chosen_between(tmp_path):
+    """test.csv does not silently beat test.jsonl: the folder is refused, each file is taken."""
+    for name in ("test.csv", "test.jsonl"):
+        (tmp_path / name).write_text("")
+        assert data_file(tmp_path / name, "test") == tmp_path / name
+    with pytest.raises(ValueError, match="test.jsonl and test.csv; give the one that you mean"):
+        data_file(tmp_path, "test")
+    (tmp_path / "test.jsonl").unlink()
+    assert data_file(tmp_path, "test") == tmp_path / "test.csv"
+
+
+# ---- What a run writes -----------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_names_its_base_so_that_it_is_found_from_anywhere(trained, tmp_path, monkeypatch):
+    """The path is absolute, and PEFT loads by the adapter alone from another folder."""
+    import peft
+    folder, _ = trained
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(folder.parent / "my base")
+    assert not {"use_rslora", "use_dora", "bias", "rank_pattern", "lora_dropout", "init_lora_weights"} & config.keys()
+    monkeypatch.chdir(tmp_path)
+    ours, theirs = load_adapter(load_model(config["base_model_name_or_path"]), folder), \
+        peft.AutoPeftModelForCausalLM.from_pretrained(folder)
+    idx = torch.tensor([[1, 2, 3, 4]])
+    assert (ours(idx)[0] - theirs(idx).logits).abs().max() < 1e-4 * ours(idx)[0].abs().max()
+
+
+def git(folder, *words):
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=folder, check=True,
+                   capture_output=True)
+
+
+def test_a_run_names_the_commit_only_where_git_keeps_these_files(tmp_path, monkeypatch):
+    """No repository, files that it ignores or does not know: None. A changed file: -dirty."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    here = tmp_path / "code"
+    here.mkdir()
+    for name in ("train.py", "lora_alpha.py"):
+        (here / name).write_text("1\n")
+    monkeypatch.setattr(train, "HERE", here)
+    assert train.commit() is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "other").write_text("1")
+    git(tmp_path, "add", "other")
+    git(tmp_path, "commit", "-qm", "a stranger's")
+    assert train.commit() is None
+    git(tmp_path, "add", "code")
+    git(tmp_path, "commit", "-qm", "ours")
+    commit = train.commit()
+    assert len(commit) == 40 and set(commit) <= set("0123456789abcdef")
+    (tmp_path / "other").write_text("2")  # not these files
+    (here / "notes").write_text("untracked")
+    assert train.commit() == commit
+    (here / "lora_alpha.py").write_text("2\n")
+    assert train.commit() == f"{commit}-dirty"
+
+
+# ---- The rest --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-46, 1e-40, 1.1e-38, 1.2e-38, 1e-30, 1e-6])
+def test_a_temperature_near_zero_is_greedy(temperature):
+    """Below float32's smallest normal number as well as above it, and no quotient overflows."""
+    logits = torch.tensor([[1.0, 30.0, 29.0, -50.0], [400.0, 2.0, 3.0, 399.0]])
+    for uniform in (0.0, 0.5, 1 - 2**-24):
+        assert sample(logits, temperature, 1.0, torch.tensor([uniform, uniform])).tolist() == [1, 0]
+
+
+def test_sampling_follows_the_softmax():
+    """At temperature T a token falls with exp(logit/T) over their sum."""
+    logits, n = torch.tensor([[0.0, 1.0, 2.0]]), 30_000
+    uniform = (torch.arange(n) + 0.5) / n
+    counts = sample(logits.expand(n, 3), 0.7, 1.0, uniform).bincount(minlength=3) / n
+    expected = [math.exp(x / 0.7) for x in (0, 1, 2)]
+    for share, e in zip(counts.tolist(), expected):
+        assert abs(share - e / sum(expected)) < 1e-3
+
+
+def test_what_others_import_from_eval_pass1_is_there():
+    assert is_correct("so \\boxed{\\frac12}", "0.5") and extract_answer("\\boxed{7}") == "7" and "math" in KINDS
+    assert pass_at_k(2, 1, 1) == 0.5 and pass1_interval([1, 0])[0] == 0.5
+
+
+def test_check_paths_passes_over_flags_that_were_not_given(tmp_path):
+    check_paths(base=tmp_path, adapter=None)
+    with pytest.raises(ValueError, match="--few-shot-from"):
+        check_paths(base=tmp_path, few_shot_from=tmp_path / "absent")
+
+
+def test_loading_draws_in_no_compiler(toy):
+    """A model folder loads without torch's compiler, which takes seconds to import, and nothing is initialised."""
+    program = ("import sys, hf; hf.load_model(sys.argv[1]); hf.load_tokenizer(sys.argv[1]); "
+               "print(*{'torch._dynamo', 'torch._inductor'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", program, str(toy.base)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "\n", done.stdout + done.stderr
+
+
+def test_a_loaded_model_is_the_files_alone(toy):
+    """Two loads are equal though torch's random state differs, and a load leaves that state alone."""
+    torch.manual_seed(1)
+    first, state = load_model(toy.base), torch.get_rng_state()
+    assert torch.equal(state, torch.manual_seed(1).get_state())
+    second = load_model(toy.base)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert load_tokenizer(toy.base).eot_token == 511
+
+
+def test_save_adapter_leaves_out_defaults_and_keeps_what_is_not(toy, tmp_path):
+    """Dropout, and ranks and alphas that differ by layer, stand in the file; PEFT reads both."""
+    import peft
+    model = inject_lora(load_model(toy.base), 2, 8, dropout=0.25)
+    save_adapter(model, tmp_path)
+    config = peft.LoraConfig.from_pretrained(tmp_path)
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 8, 0.25)
+    assert (config.use_rslora, config.bias) == (False, "none")

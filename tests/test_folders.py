@@ -615,7 +615,7 @@ def test_a_constant_that_no_model_has_is_refused_at_once(key, value, good, tmp_p
     *((key, value) for key in ("attention_bias", "mlp_bias", "use_sliding_window") for value in ("false", [0], 2)),
     *(("eos_token_id", value) for value in (-1, 1.5, "end", [1, "end"], [[1]], {}, True, NAN)),
     *(("bos_token_id", value) for value in (-1, 1.5, "begin", [1], {}, True)),
-    *(("model_type", value) for value in (None, "gpt2", ["llama"], {}, 3, "Llama", "llama\n")),
+    *(("model_type", value) for value in (None, "gpt2", "mixtral", ["llama"], {}, 3, "Llama", "llama\n")),
     ("quantization_config", dict(quant_method="gptq", bits=4))], ids=crop)
 def test_a_value_of_another_type_is_refused_at_once(key, value, good, tmp_path):
     """Strings for switches, lists for numbers, objects for names: transformers takes none of these either."""
@@ -691,7 +691,8 @@ def test_a_saved_config_has_the_keys_that_older_readers_know(tmp_path):
                 next(iter(options), ""), ("llama", "LlamaForCausalLM"))
 
 
-WRAPS = {"compiled": torch.compile, "parallel": torch.nn.DataParallel,
+WRAPS = {"compiled": torch.compile, "in place": lambda model: (model.compile(), model)[1],
+         "parallel": torch.nn.DataParallel,
          "compiled, parallel": lambda model: torch.nn.DataParallel(torch.compile(model)),
          "parallel, compiled": lambda model: torch.compile(torch.nn.DataParallel(model))}
 

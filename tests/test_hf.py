@@ -1,7 +1,6 @@
 """Folders, adapters and tokenizers against transformers, PEFT and published ids, and what is refused."""
 
 import json
-import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf
 from hf import copy_tokenizer, load_adapter, load_config, load_model, load_tokenizer, save_adapter, save_model
-from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers, merge_lora
+from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers
 from problems import encode_example
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,44 +110,6 @@ def shake_lora(model):
     return model
 
 
-@pytest.mark.parametrize("options", [
-    dict(r=16, lora_alpha=1024), dict(r=16, lora_alpha=256, use_rslora=True), dict(r=8, lora_alpha=16),
-    dict(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "up_proj"]),
-    dict(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1)], ids=str)
-def test_an_adapter_of_peft_is_read(options, tmp_path):
-    """load_adapter of what PEFT saved, rsLoRA included, gives PEFT's logits to a relative 1e-5."""
-    model = tiny()
-    wrapped = peft.get_peft_model(llama_with(model), peft.LoraConfig(task_type="CAUSAL_LM",
-                                                                     **{"target_modules": ALL, **options}))
-    s = options["lora_alpha"] / (math.sqrt(options["r"]) if options.get("use_rslora") else options["r"])
-    shake_peft(wrapped, 0.1 / math.sqrt(s * options["r"]))
-    wrapped.eval().save_pretrained(tmp_path)
-    assert load_adapter(model, tmp_path) is model
-    with torch.no_grad():
-        assert far(model.eval()(IDX)[0], wrapped(IDX).logits) <= 1e-5
-    for layer in lora_layers(model).values():
-        assert layer.scaling == pytest.approx(s) and layer.lora_A.dtype == torch.float32
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        f"{name}.lora_{half}" for name in lora_layers(model) for half in "AB"}
-
-
-@torch.no_grad()
-def shake_peft(model, std):
-    generator = torch.Generator().manual_seed(3)
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
-
-
-def test_alpha_is_saved_unrounded(tmp_path):
-    """256·√8 is no whole number, and every bit of it comes back."""
-    model = inject_lora(tiny(), 8)
-    save_adapter(model, tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == 256 * math.sqrt(8)
-    again = load_adapter(tiny(), tmp_path)
-    assert {layer.alpha for layer in lora_layers(again).values()} == {256 * math.sqrt(8)}
-
-
 def test_an_adapter_comes_back_bit_for_bit(tmp_path):
     """save_adapter and load_adapter lose nothing: A, B, rank, alpha, dropout, layers."""
     model = shake_lora(inject_lora(tiny(), 4, alpha=12.5, targets=["o_proj", "layers.0.mlp.up_proj"], dropout=0.25))
@@ -158,34 +119,6 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path):
     for name, layer in lora_layers(model).items():
         assert torch.equal(layer.lora_A, again[name].lora_A) and torch.equal(layer.lora_B, again[name].lora_B)
         assert (layer.rank, layer.alpha, layer.dropout) == (again[name].rank, again[name].alpha, again[name].dropout)
-
-
-@pytest.mark.parametrize("how", ["in place", "wrapped"])
-def test_a_compiled_model_saves_plain_names(how, tmp_path):
-    """Keys of an adapter saved from a compiled model are those of the model itself."""
-    model = inject_lora(tiny(), 2)
-    save_adapter(model, tmp_path / "plain")
-    if how == "in place":
-        model.compile()
-        save_adapter(model, tmp_path / "compiled")
-    else:
-        save_adapter(torch.compile(model), tmp_path / "compiled")
-    plain, compiled = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "compiled"))
-    assert plain.keys() == compiled.keys() and not any("_orig_mod" in key for key in compiled)
-    assert ((tmp_path / "plain/adapter_config.json").read_text()
-            == (tmp_path / "compiled/adapter_config.json").read_text())
-
-
-@pytest.mark.parametrize("how", ["in place", "wrapped"])
-def test_a_compiled_model_saves_a_plain_folder(how, tmp_path):
-    """save_model of a compiled model writes the names of the model itself."""
-    model = tiny()
-    if how == "in place":
-        model.compile()
-        save_model(model, tmp_path)
-    else:
-        save_model(torch.compile(model), tmp_path)
-    assert load_file(tmp_path / "model.safetensors").keys() == tiny().state_dict().keys()
 
 
 def adapter_folder(folder, **config):
@@ -201,95 +134,11 @@ def edit(path, change):
     save_file(tensors, path)
 
 
-KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-SPOILS = {
-    "half missing": lambda t: t.pop(KEY.format("B")),
-    "other half missing": lambda t: t.pop(KEY.format("A")),
-    "unknown layer": lambda t: t.update({KEY.format("A").replace("q_proj", "x_proj"): torch.zeros(4, 32)}),
-    "no linear layer": lambda t: t.update({
-        f"base_model.model.model.norm.lora_{half}.weight": torch.zeros(4, 32) for half in "AB"}),
-    "embedding": lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 61)}),
-    "stranger": lambda t: t.update({"something": torch.zeros(1)}),
-    "full weight": lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(61, 32)}),
-    "magnitude": lambda t: t.update({
-        "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": torch.zeros(32)}),
-    "rank": lambda t: t.update({KEY.format("A"): torch.zeros(5, 32)}),
-    "width": lambda t: t.update({KEY.format("A"): torch.zeros(4, 31)}),
-    "height": lambda t: t.update({KEY.format("B"): torch.zeros(33, 4)}),
-    "transposed": lambda t: t.update({KEY.format("B"): t[KEY.format("B")].T.contiguous()}),
-    "nothing": lambda t: t.clear(),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILS)
-def test_a_spoilt_adapter_is_refused(spoil, tmp_path):
-    """Tensors without a place, a partner or the right shape are a ValueError, and the model stays as it was."""
-    edit(adapter_folder(tmp_path) / "adapter_model.safetensors", SPOILS[spoil])
-    model = tiny()
-    before = snapshot(model)
-    with pytest.raises(ValueError):
-        load_adapter(model, tmp_path)
-    assert untouched(model, before)
-
-
-@pytest.mark.parametrize("config", [
-    dict(use_dora=True), dict(bias="all"), dict(bias="lora_only"), dict(modules_to_save=["lm_head"]),
-    dict(rank_pattern={"q_proj": 2}), dict(alpha_pattern={"q_proj": "2"}), dict(fan_in_fan_out=True),
-    dict(peft_type="LOHA"), dict(r=0), dict(r=-4), dict(r=5), dict(r="4"), dict(r=None), dict(lora_alpha=None),
-    dict(lora_alpha=math.nan), dict(lora_alpha=math.inf), dict(lora_alpha="8"), dict(lora_dropout=1.5),
-    dict(lora_bias=True), dict(trainable_token_indices=[1]), dict(lora_alpha=10**400), dict(lora_dropout="0.1"),
-    dict(init_lora_weights="pissa")],
-    ids=lambda config: str(config)[:40])
-def test_an_adapter_of_another_kind_is_refused(config, tmp_path):
-    """A config that asks for more than LoRA or rsLoRA, or states no sound rank and alpha, is a ValueError."""
-    adapter_folder(tmp_path, **config)
-    model = tiny()
-    before = snapshot(model)
-    with pytest.raises(ValueError):
-        load_adapter(model, tmp_path)
-    assert untouched(model, before)
-
-
-def test_a_dora_adapter_of_peft_is_refused(tmp_path):
-    """DoRA as PEFT itself saves it is a ValueError, and the model stays as it was."""
-    model = tiny()
-    before = snapshot(model)
-    peft.get_peft_model(llama_with(model), peft.LoraConfig(r=4, target_modules=ALL, use_dora=True)
-                        ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError):
-        load_adapter(model, tmp_path)
-    assert untouched(model, before)
-
-
-def test_an_adapted_model_is_not_saved_as_a_folder(tmp_path):
-    """save_model of a model with adapters is a ValueError that writes nothing; merged, it saves."""
-    model = shake_lora(inject_lora(tiny(), 2))
-    with pytest.raises(ValueError):
-        save_model(model, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    with torch.no_grad():
-        wanted = model(IDX)[0]
-    save_model(merge_lora(model), tmp_path / "new")
-    with torch.no_grad():
-        llama = AutoModelForCausalLM.from_pretrained(tmp_path / "new").eval()
-        assert far(llama(IDX).logits, wanted) <= 1e-5
-
-
 def test_a_model_without_adapters_saves_none(tmp_path):
     """save_adapter of a plain model is a ValueError that writes nothing."""
     with pytest.raises(ValueError):
         save_adapter(tiny(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_a_second_adapter_is_refused(tmp_path):
-    """load_adapter on a model that has one is a ValueError and leaves the first as it is."""
-    adapter_folder(tmp_path)
-    model = load_adapter(tiny(), tmp_path)
-    before = snapshot(model)
-    with pytest.raises(ValueError):
-        load_adapter(model, tmp_path)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 # ---- Damage ----------------------------------------------------------------------------------------------------------
@@ -368,20 +217,6 @@ def test_a_config_with_a_wrong_value_is_refused(folders, fuzz):
             loads_or_refuses(lambda: open_folder(folder, kind))
 
     holds()
-
-
-@pytest.mark.parametrize("key, value", [
-    ("rope_scaling", "linear"), ("rope_parameters", [1]), ("rope_theta", "big"), ("rms_norm_eps", "x"),
-    ("eos_token_id", 1.5), ("eos_token_id", "end"), ("num_attention_heads", 0), ("hidden_size", "32"),
-    ("vocab_size", 2.5)], ids=str)
-def test_a_value_of_another_type_in_a_model_config_is_refused(key, value, folders, tmp_path):
-    """A config.json value of a type or size that no model has is a ValueError when the folder is read."""
-    shutil.copytree(folders / "model", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "generation_config.json").unlink()
-    raw = {**json.loads((tmp_path / "config.json").read_text()), key: value}
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ValueError):
-        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"a":' * 100_000, "\x00", "1" * 5000],
@@ -469,39 +304,14 @@ def test_a_bfloat16_folder_stays_bfloat16_unless_told(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
 
 
-def test_rope_parameters_win(tmp_path):
-    """transformers 5's rope_parameters win over rope_theta and rope_scaling where both stand."""
-    new = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 8192}
-    write_config(tmp_path, rope_theta=123.0, rope_parameters=new,
-                 rope_scaling={**new, "factor": 2.0, "rope_theta": None})
-    config = load_config(tmp_path)
-    assert config.rope_theta == 5e5 and config.rope_scaling["factor"] == 32.0
-    write_config(tmp_path, rope_theta=123.0, rope_parameters={"rope_type": "default", "rope_theta": 77.0})
-    config = load_config(tmp_path)
-    assert config.rope_theta == 77.0 and config.rope_scaling is None
-    write_config(tmp_path, rope_theta=123.0)
-    assert load_config(tmp_path).rope_theta == 123.0
-
-
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "longrope"])
 @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
 def test_other_ropes_are_refused(kind, field, tmp_path):
     """A rope type that this GPT lacks is a ValueError under either of its names and either of its fields."""
     for name in ("type", "rope_type"):
         write_config(tmp_path, **{field: {name: kind, "factor": 2.0}})
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=field):
             load_config(tmp_path)
-
-
-@pytest.mark.parametrize("extra", [dict(model_type="gpt2"), dict(model_type="mixtral"), dict(model_type=None),
-                                   dict(hidden_act="gelu"), dict(mlp_bias=True),
-                                   dict(quantization_config={"bits": 4})], ids=str)
-def test_what_the_gpt_lacks_is_refused(extra, tmp_path):
-    """Another model type, activation, MLP biases or quantized weights are a ValueError."""
-    write_config(tmp_path, **extra)
-    with pytest.raises(ValueError):
-        load_config(tmp_path)
 
 
 def test_end_tokens_come_from_either_file(tmp_path):
@@ -514,17 +324,6 @@ def test_end_tokens_come_from_either_file(tmp_path):
     assert load_config(tmp_path).eos_token_id == (0,)
     (tmp_path / "generation_config.json").write_text("{}")
     assert load_config(tmp_path).eos_token_id == (3,)
-
-
-@pytest.mark.skipif(not (REAL / "configs").is_dir(), reason="the real configs are not here")
-def test_real_configs_of_other_models_are_refused(tmp_path):
-    """config.json of models that only look alike is a ValueError."""
-    paths = sorted((REAL / "configs").glob("refuse_*.json"))
-    assert paths
-    for path in paths:
-        shutil.copyfile(path, tmp_path / "config.json")
-        with pytest.raises(ValueError):
-            load_config(tmp_path)
 
 
 @pytest.mark.skipif(not (REAL / "configs").is_dir(), reason="the real configs are not here")
@@ -607,13 +406,6 @@ def test_a_rewritten_rank_file_is_seen(tmp_path):
     path.write_bytes(b"\n".join(b" ".join(line) for line in ranks.items() if int(line[1]) < 256))  # no merges
     wanted = [int(ranks[b"YQ=="]), int(ranks[b"Yg=="])]
     assert load_tokenizer(tmp_path).encode_ordinary("ab") == wanted != first
-
-
-def test_a_copied_tokenizer_is_the_same(tmp_path):
-    """copy_tokenizer copies rank file, spec and generation file byte for byte, and no weights."""
-    copied(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tiktoken", "generation_config.json", "spec.json"]
-    assert all(path.read_bytes() == (BASE / path.name).read_bytes() for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("spoil", [

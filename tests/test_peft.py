@@ -105,6 +105,8 @@ def there_and_back(layers, options):
         assert_same(ours, wrapped)
         assert far(logits(gpt(layers)), logits(ours)) > 1e-3
         assert {layer.dropout for layer in lora_layers(ours).values()} == {options.get("lora_dropout", 0.0)}
+        assert {(name, p.dtype) for name, p in ours.named_parameters() if p.requires_grad} == {
+            (f"{name}.lora_{half}", torch.float32) for name in lora_layers(ours) for half in "AB"}
         save_adapter(ours, f"{folder}/ours")
         again = peft.PeftModel.from_pretrained(llama(layers), f"{folder}/ours")
     assert_same(ours, again)
@@ -393,6 +395,9 @@ SPOILS = {
     "A transposed": (A, lambda t: t.update({A: t[A].T.contiguous()})),
     "B transposed": (B, lambda t: t.update({B: t[B].T.contiguous()})),
     "rank too high": (A, lambda t: t.update({A: torch.ones(9, 16), B: torch.ones(16, 9)})),
+    "A too narrow": (A, lambda t: t.update({A: torch.ones(8, 15)})),
+    "B too high": (B, lambda t: t.update({B: torch.ones(17, 8)})),
+    "nothing": ("lora_A", lambda t: t.clear()),
     "A flat": (A, lambda t: t.update({A: t[A].flatten()})),
     "integers": (A, lambda t: t.update({A: t[A].to(torch.int32)})),
     "lm_head": ("lm_head.weight", lambda t: t.update({PREFIX + "lm_head.weight": torch.ones(31, 16)})),
@@ -555,7 +560,8 @@ def test_a_second_adapter_is_refused(tmp_path):
     dict(layers_to_transform="a"), dict(layers_to_transform={"0": 1}), dict(layers_to_transform=1.5),
     dict(layers_to_transform=[0, 1], layers_pattern="("), dict(layers_to_transform=[0, 1], layers_pattern=3),
     dict(use_rslora="yes"), dict(use_rslora=[1]), dict(use_rslora=2), dict(r=10**12), dict(r=10**400), dict(r=-8),
-    dict(r=True), dict(r=[8]), dict(r=8.5), dict(lora_alpha=math.nan), dict(lora_alpha=math.inf),
+    dict(r=True), dict(r=[8]), dict(r=8.5), dict(r=0), dict(r=5), dict(r="4"), dict(r=None), dict(lora_alpha="8"),
+    dict(rank_pattern={"q_proj": 2}), dict(lora_dropout=1.5), dict(lora_alpha=math.nan), dict(lora_alpha=math.inf),
     dict(lora_alpha=10**400), dict(lora_alpha=True), dict(lora_alpha=[8]), dict(lora_alpha=None),
     dict(lora_dropout="x"), dict(lora_dropout=math.nan), dict(lora_dropout=[0.1]), dict(lora_dropout=-1)],
     ids=lambda fields: str(fields)[:50])

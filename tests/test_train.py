@@ -196,12 +196,6 @@ def test_pass1_changes_nothing_that_is_learnt(tmp_path, run):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("method, alpha", [("lora-alpha", 1024), ("lora", 32), ("rslora", 64)])
-def test_each_method_has_its_rule(method, alpha):
-    """alpha of s = alpha/r at rank 16: 256·√16, 2·16, and rsLoRA's 16/√16 = 4 as alpha/16."""
-    assert script.method_alpha(method, 16, None, None) == alpha
-
-
 def test_a_loss_that_diverges_in_the_last_step_saves_nothing(tmp_path, run):
     """The weights are checked after the last update as well."""
     done = run("--steps", 1, *FAST, "--lr", "1e39", "--out", "o", cwd=tmp_path)

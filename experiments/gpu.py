@@ -77,7 +77,7 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     found = baselines.compared(peers, shared(peers))
     if len(rank_law.best_alphas(law)) > 2:
         low, high = rank_law.law(law)["p_interval"]
-        found += [("the best alpha follows the square root of the rank: 1/2 is within p's interval",
+        found += [("the best alpha follows the square root of the rank: the exponent's interval contains 1/2",
                    grid.verdict(low <= 0.5 <= high))]
     return found
 

@@ -358,8 +358,8 @@ def law_in_words(rows: list[dict]) -> str:
     """The fit over all ranks, over those up to 32, and with the exponent 1/2."""
     count = [len(alphas) for alphas in best_alphas(rows).values()]
     fit, low = law(rows), law([row for row in rows if row["rank"] <= 32])
-    return ("The best alpha is {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; with the "
-            "exponent 1/2, {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(*fit["c_interval"], *fit["p_interval"],
+    return ("The best alpha is {c:.0f}·r^{p:.2f} (95% intervals: coefficient [{:.0f}, {:.0f}], exponent [{:.2f}, "
+            "{:.2f}]); with the exponent 1/2 it is {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(*fit["c_interval"], *fit["p_interval"],
                                                                      *fit["root_c_interval"], **fit)
             + f" Seeds per rank: {min(count)}" + (f" to {max(count)}." if max(count) > min(count) else ".")
             + " Over ranks 1 to 32 alone (a range chosen after seeing the results): "
@@ -375,8 +375,8 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     if len(best_alphas(rows)) < 3:
         return [("the best alpha grows more slowly than the rank", "too few ranks with the optimum inside the grid")]
     low, high = law(rows)["p_interval"]
-    found = [("the best alpha grows more slowly than the rank: p < 1", grid.verdict(high < 1)),
-             ("the best alpha follows the square root of the rank: 1/2 is within p's interval",
+    found = [("the best alpha grows more slowly than the rank: the exponent's interval is below 1", grid.verdict(high < 1)),
+             ("the best alpha follows the square root of the rank: the exponent's interval contains 1/2",
               grid.verdict(low <= 0.5 <= high))]
     if means := shared(rows):
         found.append(("the best rule c·√r loses less against the best alpha of each rank than any other rule",

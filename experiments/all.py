@@ -1,4 +1,4 @@
-"""Every experiment beside this file, and which findings hold.
+"""Runs every experiment of this folder, and says which findings hold.
 
     python experiments/all.py --quick        four minutes on two cores: small runs, to see that every script works
     python experiments/all.py --plot-only    makes the pictures and README.md's tables again from the CSVs

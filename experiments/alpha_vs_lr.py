@@ -1,11 +1,11 @@
 """Finding 2: alpha against the learning rate, over a grid of both.
 
-    python experiments/alpha_vs_lr.py      an hour on two cores; finished cells are reused (--quick: a minute)
+    python experiments/alpha_vs_lr.py      an hour on two cores; finished runs are reused (--quick: a minute)
 
 data/base on data/equations, rank 16, 200 steps of 8 problems, AdamW without decay. Every alpha of 2 to 8192 with every
-learning rate of 1.6e-5 to 6.4e-2, both by factors of 4, so that an equal alpha·lr lies on a diagonal. Two routes from
-alpha = 2r and a small rate, with three seeds: alpha is raised, or the rate. Controls: LoRA+ at alpha = 2r and a ratio
-k, which under Adam does what k·alpha does [derived]; and alphas with the gradient's norm clipped at 1, with three seeds
+learning rate of 1.6e-5 to 6.4e-2, both by factors of 4, so that an equal alpha·lr lies on a diagonal. From alpha = 2r
+and a small rate either alpha or the rate is multiplied, with three seeds. Controls: LoRA+ at alpha = 2r and ratio k,
+which under Adam is the same as k·alpha [derived]; and alphas with the gradient's norm clipped at 1, with three seeds
 around the best.
 """
 

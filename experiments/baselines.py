@@ -1,10 +1,10 @@
-"""LoRA-α beside its peers, each with its own tuned learning rate and all at one small rate, and what each forgets.
+"""LoRA-α and other methods, each at its best learning rate and all at one small rate, and what each forgets.
 
-    python experiments/baselines.py        45 minutes on two cores; finished cells are reused (--quick: a minute)
+    python experiments/baselines.py        45 minutes on two cores; finished runs are reused (--quick: a minute)
 
-data/base on data/equations, rank 8, 200 steps of 8 problems, AdamW without decay and clipping. Every arm gets the same
-six learning rates with one seed; then five seeds at its best by the validation loss, and five at the shared rate 1e-3.
-pass@1 on 250 test problems. Forgetting: the rise of the loss on fresh problems of the base's own corpus.
+data/base on data/equations, rank 8, 200 steps of 8 problems, AdamW without decay and clipping. Every method ("arm")
+gets the same six learning rates with one seed, then five seeds at its best rate by the validation loss and five at the
+shared rate 1e-3. pass@1 on 250 test problems. Forgetting: the loss on fresh problems of the base's own corpus.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which c is right for your model and data? A prediction without training, and a short sweep.
+"""Finds c for your model and data: a prediction without training, and a short sweep.
 
     python experiments/calibrate.py                                          data/base, five minutes on two cores
     python experiments/calibrate.py --base FOLDER --data FILE --steps 100    yours; flags as train.py's
@@ -7,7 +7,7 @@ The prediction: the c at which the first step is as large as full fine-tuning's,
 is as sharp. The sweep: successive halving over c at a small and a larger rank, first for a quarter of the steps, then
 the best one to the end, and its neighbours at a factor of 2 until both are worse; the vertex of a parabola through the
 three is the best c. Finished runs are lines of --out and are not made again. The best c depends on the number of steps:
-give what you will train for, as far as you can afford it.
+give the number that you will train for, as far as you can afford it.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Finding 1, spectral suppression: how much of full fine-tuning's sharpness an adapter sees.
 
-    python experiments/curvature.py                half an hour on two cores; finished cells are reused
-    python experiments/curvature.py --quick        a minute, fewer and smaller cells, into out/experiments
+    python experiments/curvature.py                half an hour on two cores; finished runs are reused
+    python experiments/curvature.py --quick        a minute, fewer and smaller runs, into out/experiments
     python experiments/curvature.py --plot-only    the picture anew from curvature.csv
 
 Sharpness is the largest eigenvalue of the loss's Hessian, by Lanczos with exact Hessian-vector products: over the

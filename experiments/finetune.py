@@ -1,7 +1,7 @@
-"""One run of fine-tuning as a cell of a sweep: train.py's methods and its loop, without its files and its words.
+"""One run of fine-tuning for a sweep: train.py's methods and its loop, without its files and printed lines.
 
-A cell says base, data, arm (a method of train.py, or none for no training), rank, alpha, lr, lr_ratio, clip (0: none),
-steps, batch, seed and val (how many validation problems); a run is a function of its cell alone.
+A cell (a dict) holds base, data, arm (a method of train.py, or none for no training), rank, alpha, lr, lr_ratio, clip
+(0: none), steps, batch, seed and val (how many validation problems); a run is a function of its cell alone.
 """
 
 import math

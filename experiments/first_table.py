@@ -1,11 +1,11 @@
-"""The README's first table: LoRA-α, the habit alpha = 2r at the same and at its own best rate, full fine-tuning.
+"""The main README's table: LoRA-α, LoRA with alpha = 2r at the same and at its best rate, and full fine-tuning.
 
     python experiments/first_table.py              an hour on two cores; finished runs are reused
 
-Each learning rate is chosen on the validation problems (lowest loss, seed 0). Then six seeds of each row, on a GPU
-ten, pass@1 on the 500 test problems. Every run is a plain `python train.py ...`, printed as it starts. Writes
-first_table.csv (a line a run, those made on other devices kept) and first_table.png (this device's runs) beside this
-file, and prints the table in Markdown.
+Each learning rate is chosen on the validation problems (lowest loss, seed 0). Then each row is run with six seeds, ten
+on a GPU, and pass@1 is taken on the 500 test problems. Every run is a plain `python train.py ...`, printed as it
+starts. Writes first_table.csv (a line a run; runs of other devices are kept) and first_table.png (this device's runs)
+beside this file, and prints the table in Markdown.
 """
 
 import csv

@@ -1,11 +1,11 @@
-"""Findings 3 and the peers again on a wider, deeper base, on a GPU: what changes with the width?
+"""Finding 3 and the other methods again on a wider, deeper base, on a GPU: what changes with the width?
 
     python data/base/prepare.py --preset gpu    the base, 69M parameters, into out/base-gpu: some minutes
-    python experiments/gpu.py                   some more; finished cells are reused
+    python experiments/gpu.py                   some more; finished runs are reused
 
-out/base-gpu (6 layers of width 1024) on data/equations, in the settings of rank_law.py and baselines.py but for the
-seeds: two of the law, three of the peers. The shared learning rate is the one of baselines.py's six that is best for
-full fine-tuning on this base.
+out/base-gpu (6 layers of width 1024) on data/equations, in the settings of rank_law.py and baselines.py, but with two
+seeds for the rank law and three for the other methods. The shared learning rate is the one of baselines.py's six that
+is best for full fine-tuning on this base.
 """
 
 import math
@@ -77,7 +77,7 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     found = baselines.compared(peers, shared(peers))
     if len(rank_law.best_alphas(law)) > 2:
         low, high = rank_law.law(law)["p_interval"]
-        found += [("the best alpha follows the square root of the rank: 1/2 is within p's interval",
+        found += [("the best alpha follows the square root of the rank: the exponent's interval contains 1/2",
                    grid.verdict(low <= 0.5 <= high))]
     return found
 

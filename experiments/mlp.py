@@ -1,4 +1,4 @@
-"""Finding 2 on a toy: a five-layer MLP, the learning rate raised against alpha raised, from the habit alpha = 2r.
+"""Finding 2 on a toy network: a five-layer MLP, with the learning rate or alpha raised from alpha = 2r.
 
     python experiments/mlp.py              a minute on two cores, torch alone (--quick: seconds)
 

@@ -1,13 +1,13 @@
 """Finding 3, the rank law: which alpha is best at each rank, at one small learning rate?
 
-    python experiments/rank_law.py         some four hours on two cores; finished cells are reused (--quick: a minute)
+    python experiments/rank_law.py         some four hours on two cores; finished runs are reused (--quick: a minute)
 
 data/base on data/equations, 200 steps of 8 problems, AdamW without decay and clipping, learning rate 1e-3 (train.py's
 default, the best of full fine-tuning in first_table.py), alpha = c·√r over a grid of c. alpha*(r) is the vertex of a
-parabola in log alpha through the log of the loss around the lowest point; alpha* = c·r^p is fitted over the ranks,
-with an interval from a bootstrap over ranks and seeds. Then, with one loss against another: what other rules lose
-against the best alpha; c* over the learning rate, the number of steps and the width of the model, on bases pre-trained
-for it (into out/widths, the two widest on a GPU only).
+parabola in log alpha through the log of the loss around the lowest point; alpha* = c·r^p is fitted over the ranks, with
+an interval from a bootstrap over ranks and seeds. Also: how much higher the loss of other rules is than at the best
+alpha; c* over the learning rate, the number of steps and the width of the model, on bases pre-trained for it (into
+out/widths, the two widest on a GPU only).
 """
 
 import math
@@ -358,9 +358,9 @@ def law_in_words(rows: list[dict]) -> str:
     """The fit over all ranks, over those up to 32, and with the exponent 1/2."""
     count = [len(alphas) for alphas in best_alphas(rows).values()]
     fit, low = law(rows), law([row for row in rows if row["rank"] <= 32])
-    return ("The best alpha is {c:.0f}·r^{p:.2f}, 95% intervals [{:.0f}, {:.0f}] and [{:.2f}, {:.2f}]; with the "
-            "exponent 1/2, {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(*fit["c_interval"], *fit["p_interval"],
-                                                                     *fit["root_c_interval"], **fit)
+    return ("The best alpha is {c:.0f}·r^{p:.2f} (95% intervals: coefficient [{:.0f}, {:.0f}], exponent [{:.2f}, "
+            "{:.2f}]); with the exponent 1/2 it is {root_c:.0f}·√r [{:.0f}, {:.0f}].".format(
+                *fit["c_interval"], *fit["p_interval"], *fit["root_c_interval"], **fit)
             + f" Seeds per rank: {min(count)}" + (f" to {max(count)}." if max(count) > min(count) else ".")
             + " Over ranks 1 to 32 alone (a range chosen after seeing the results): "
             + "{c:.0f}·r^{p:.2f}, exponent [{:.2f}, {:.2f}].".format(*low["p_interval"], **low))
@@ -375,8 +375,9 @@ def findings(rows: list[dict]) -> list[tuple[str, str]]:
     if len(best_alphas(rows)) < 3:
         return [("the best alpha grows more slowly than the rank", "too few ranks with the optimum inside the grid")]
     low, high = law(rows)["p_interval"]
-    found = [("the best alpha grows more slowly than the rank: p < 1", grid.verdict(high < 1)),
-             ("the best alpha follows the square root of the rank: 1/2 is within p's interval",
+    found = [("the best alpha grows more slowly than the rank: the exponent's interval is below 1",
+              grid.verdict(high < 1)),
+             ("the best alpha follows the square root of the rank: the exponent's interval contains 1/2",
               grid.verdict(low <= 0.5 <= high))]
     if means := shared(rows):
         found.append(("the best rule c·√r loses less against the best alpha of each rank than any other rule",

@@ -1,14 +1,14 @@
-"""The same question on a real pre-trained model: SmolLM2-135M on grade school problems.
+"""LoRA-α and other alphas on a pre-trained language model: SmolLM2-135M on grade school problems (GSM8K).
 
     python data/smollm2/prepare.py; python data/gsm8k/prepare.py
-    python experiments/smollm2.py          four hours on two cores; finished cells are reused (--quick: two minutes)
+    python experiments/smollm2.py          four hours on two cores; finished runs are reused (--quick: two minutes)
 
 Full fine-tuning and LoRA at alpha of 2r, 256, 1024 and 4096 and ranks 4, 16 and 64, each at the rates 2e-5 (the shared
-small one), 1e-4, 5e-4 and 2e-3, and further where the best is the last: 40 steps of 8 problems of GSM8K, the loss on 48
-held-out ones. At rank 16 three seeds at the shared rate and at each one's best, the second with pass@1 on 100 test
-problems; on a GPU the same of 200 steps, with all test problems. Problems of at most 128 tokens, so that a run takes
-minutes. Forgetting: the rise of the loss on English, Python's language reference. A run whose loss at a step is above
-twice that of the first has diverged, and is stopped.
+small one), 1e-4, 5e-4 and 2e-3, and at larger rates while the largest is the best: 40 steps of 8 problems of GSM8K, the
+loss on 48 held-out ones. At rank 16 three seeds at the shared rate and at each one's best, the second with pass@1 on
+100 test problems; on a GPU the same of 200 steps, with all test problems. Problems of at most 128 tokens, so that a run
+takes minutes. Forgetting: the rise of the loss on English, Python's language reference. A run whose loss at a step is
+above twice that of the first has diverged, and is stopped.
 """
 
 import math

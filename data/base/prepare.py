@@ -362,7 +362,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      usage=argparse.SUPPRESS, allow_abbrev=False)  # no usage: an error is one line
     parser.add_argument("--preset", choices=PRESETS, default="small",
-                        help="small: 4 layers of width 256; gpu: 6 of 1024 (default: small)")
+                        help="small: 4 layers of width 256; gpu: 6 layers of width 1024 (default: small)")
     parser.add_argument("--steps", type=int, help="updates (default: 5000 of 16 rows of 256 tokens; gpu: 2500 of 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3; gpu: 1e-3)")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure the base that is there")

@@ -479,7 +479,7 @@ class Reader:
         return value
 
     def factor(self):
-        """An atom with its powers and factorials; and whether it is a bare number."""
+        """An atom with its powers and factorials; and whether the atom is a number."""
         start = self.at
         value = self.atom()
         is_number = self.at == start + 1 and self.tokens[start][0].isdigit()
@@ -847,7 +847,7 @@ def shown(value: tuple) -> str:
         case "matrix", rows:
             return "[" + "; ".join(", ".join(map(shown, row)) for row in rows) + "]"
         case "tuple", brackets, items:
-            left, right = re.findall(r"\\(?:[a-z]+|.)|.", brackets)
+            left, *_, right = re.findall(r"\\(?:[a-z]+|.)|.", brackets)
             return left + ", ".join(map(shown, items)) + right
         case kind, items:
             text = (" \\cup " if kind == "union" else ", ").join(map(shown, items))
@@ -895,7 +895,8 @@ def main() -> int:
     print("right" if right else "wrong")
     width = max(len(answer or "none"), len(gold))
     for name, text in ("answer", answer), ("gold", gold):
-        print(f"{name:6}  {text or 'none':{width}}  {reading(text, kind) if text else 'no answer is stated'}")
+        read = reading(text, kind) if text else "no answer is stated"
+        print(f"{name:6}  {' '.join((text or 'none').split()):{width}}  {read}")
     return 0 if right else 1
 
 

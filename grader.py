@@ -1,28 +1,30 @@
-r"""Whether the answer that a response states equals the gold one: exact, and in pure Python. This file works alone.
+r"""Whether the answer that a response states equals the gold one: exact, in pure Python, and this file is all of it.
 
-    is_correct(r"so \boxed{\frac12}", "0.5")         True; kind="gsm8k" for GSM8K's numbers, "choice" for letters
-    python grader.py "so \boxed{\frac12}" 0.5        the same, and how both were read
+    is_correct(r"so \boxed{\frac12}", "0.5")          True; kind="gsm8k" is for GSM8K's numbers, "choice" for letters
+    python grader.py "so \boxed{\frac12}" 0.5         the same, and how both were read
 
-Equal are the ways to write one thing: ½, 0.5, 2/4 and 50/100; 0.1\overline{6} and 1/6; 2\frac34 and 2.75; 1,234 and
-1234; √8 and 2√2; (x+1)² and x²+2x+1; 3 ± 1 and 4, 2; lists and sets in any order, tuples, intervals and matrices in
-theirs; x = 5 and 5; 5 cm and 5 (not 5 m); 10% and 10 (not 0.1); an equation and the same one with its terms on other
-sides; words in any case. What is outside of this grammar equals the same string without its blanks, and nothing else.
-Never done: no tolerance (0.333 is not 1/3), no floats, no running of text, no model as a judge, and no guess: roots of
-sums and identities of functions (sin² + cos²) are unknown to it, and where it can't decide the answer is wrong.
+Equal are the ways to write one thing: 1/2, 0.5, 2/4; 0.1\overline{6} and 1/6; 2\frac34 and 2.75; 1,234 and 1234; √8 and
+2√2; (x+1)² and x²+2x+1; 3 ± 1 and 4, 2; lists and sets in any order, tuples, intervals and matrices in theirs; x = 5
+and 5; 5 cm and 5 (not 5 m); 10% and 10 (not 0.1); an equation and itself with terms moved across; a text in any case.
+Outside of this grammar the same string without its blanks is equal, nothing else. There is no tolerance (0.333 is not
+1/3), no float, no running of text, no judge and no guess: what can't be decided (a root of a sum) is wrong.
 
-Read top to bottom; one answer on its way through, "so \boxed{(\frac12, 2x)}":
+Read it top to bottom. What each stage makes of "so \boxed{(\frac12, 2x)}":
 
-    stage     functions                    from → to                        of the example
     extract   extract_answer               response → the answer's text     (\frac12, 2x)
     tokens    tokens_of                    text → tokens                    ( \frac 12 , 2 x )
-    parts     Reader.read                  tokens → (kind, its parts ...)   ("tuple", "()", [½, 2x])
-    values    Reader.sum, times, power     tokens → a number in one field   1/2; and 2x, for a random x
+    parts     Reader.read                  tokens → (kind, parts ...)       ("tuple", "()", [½, 2x])
+    values    Reader.sum, times, power     tokens → a number in one field   Fraction(1, 2), and a Residue for 2x
     same      Reader.same, same_value      two read answers → yes or no     equal part by part, in two fields
-    verdict   is_correct, matches, equal   response and gold → yes or no    or equal as strings: as_string
+    verdict   is_correct, matches, equal   response and gold → yes or no    or else equal as strings
 
-Rationals are compared as rationals. All else is compared by its value at a random point of two prime fields of more
-than 283 bits: an accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and
-numbers below p. Checked by test_grader.py::test_the_fields_are_what_the_grader_needs.
+Rationals are compared as rationals. All else is compared by its value at a random point of two prime fields of over 283
+bits: an accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below
+p. Checked by test_grader.py::test_the_fields_are_what_the_grader_needs.
+
+Beside Math-Verify 0.9.0 (python experiments/graders.py): of 800 and 165 labelled MATH outputs 800 and 163 are decided
+as labelled, by Math-Verify 792 and 160, in 0.07 and 0.47 ms of CPU time a row against 1.97 and 19.56; of 6,595 on GSM8K
+6,592 against 6,590; of 84 test cases of other graders 60 against 61. tests/grading_notes.md has it row by row.
 """
 
 import argparse

@@ -1,11 +1,16 @@
-"""The grader of eval_pass1.py, extract_answer and is_correct: python -m pytest tests/test_grader.py"""
+"""grader.py, the whole of it: python -m pytest tests/test_grader.py; with -m thorough, ten times as many examples."""
 
+import ast
 import builtins
 import functools
 import math
+import os
+import shutil
+import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import sympy
@@ -15,6 +20,7 @@ from hypothesis import strategies as st
 import grader
 from grader import FIELDS, extract_answer, is_correct
 
+ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("math", "gsm8k", "choice")
 MINUS_SIGNS = ("-", "−", "–", "—", "－", "﹣")
 LIMIT = 0.2  # seconds for one answer
@@ -30,6 +36,17 @@ def same(answer, gold):
     forth, back = is_correct(boxed(answer), gold, "math"), is_correct(boxed(gold), answer, "math")
     assert forth is back, f"{answer!r} for {gold!r}: {forth}; {gold!r} for {answer!r}: {back}"
     return forth
+
+
+def examples(plain, **strategies):
+    """A property as two tests: with so many examples, and, marked thorough, with ten times as many."""
+    def decorate(body):
+        @pytest.mark.parametrize("count", [plain, pytest.param(10 * plain, marks=pytest.mark.thorough)])
+        def test(count):
+            settings(max_examples=count)(given(**strategies)(body))()
+        test.__name__, test.__doc__ = body.__name__, body.__doc__
+        return test
+    return decorate
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -588,8 +605,7 @@ def perturbed(draw, tree):
     return draw(leaves) if op != "neg" else args[0]
 
 
-@settings(max_examples=300)
-@given(tree=trees, data=st.data())
+@examples(60, tree=trees, data=st.data())
 def test_the_grader_agrees_with_exact_algebra_on_rewritten_and_changed_expressions(tree, data):
     """Equal or not is worked out in sympy's polynomial ring over the rationals, each root and pi an indeterminate."""
     assume(to_ratio(tree) is not None)
@@ -600,8 +616,8 @@ def test_the_grader_agrees_with_exact_algebra_on_rewritten_and_changed_expressio
     assert same(to_latex(tree), to_latex(other)) is equal_trees(tree, other)
 
 
-@settings(max_examples=150)
-@given(tree=trees, transform=st.sampled_from([sympy.expand, sympy.together, sympy.factor, sympy.sympify]), other=trees)
+@examples(40, tree=trees, other=trees,
+          transform=st.sampled_from([sympy.expand, sympy.together, sympy.factor, sympy.sympify]))
 def test_the_grader_agrees_with_sympy_on_transformed_expressions(tree, transform, other):
     """What expand, together and factor make of an expression is equal to it, and to another one only if that is."""
     assume(to_ratio(tree) is not None and to_ratio(other) is not None)
@@ -640,8 +656,7 @@ answers = st.one_of(
 )
 
 
-@settings(max_examples=150)
-@given(first=answers, second=answers)
+@examples(50, first=answers, second=answers)
 @example(first="10%", second="10")
 @example(first=r"\frac{x}{0}", second=r"\frac{0}{0}")
 def test_equality_is_reflexive_and_symmetric(first, second):
@@ -650,15 +665,14 @@ def test_equality_is_reflexive_and_symmetric(first, second):
     same(first, second)
 
 
-@settings(max_examples=100)
-@given(text=st.text(st.characters(codec="utf-8", exclude_characters="{}\\")).filter(lambda s: any(map(str.isalnum, s))))
+@examples(50, text=st.text(st.characters(codec="utf-8", exclude_characters="{}\\")).filter(
+    lambda s: any(map(str.isalnum, s))))
 def test_any_text_equals_itself(text):
     """What the grader cannot read it compares as a string."""
     assert is_correct(boxed(text), text, "math") is True
 
 
-@settings(max_examples=150)
-@given(p=numbers, q=numbers, digits=st.integers(3, 40))
+@examples(50, p=numbers, q=numbers, digits=st.integers(3, 40))
 @example(p=Fraction(1, 3), q=Fraction(2, 3), digits=16)
 def test_a_rational_equals_no_other_rational(p, q, digits):
     """Neither one drawn at random, nor the decimal that rounds it, nor one that differs in the last of many digits."""
@@ -721,8 +735,7 @@ written = st.one_of(
 )
 
 
-@settings(max_examples=200)
-@given(ways=written, data=st.data())
+@examples(80, ways=written, data=st.data())
 def test_the_way_an_answer_is_written_makes_no_difference(ways, data):
     """Commands, spaces, \\left and \\right, thousands, x =, dollar signs and a full stop, on either side."""
     plain = data.draw(st.sampled_from(ways))
@@ -749,7 +762,7 @@ def test_every_minus_sign_is_a_minus_sign(q, minus):
     assert same(f"(1,{text})", f"(1,{fraction(q)})") is True and same(f"x{text}", f"x-{fraction(-q)}") is True
 
 
-@given(items=st.lists(numbers, min_size=2, max_size=6, unique=True), data=st.data())
+@examples(15, items=st.lists(numbers, min_size=2, max_size=6, unique=True), data=st.data())
 def test_lists_and_sets_have_no_order_and_tuples_have_one(items, data):
     """A permutation is the same list and the same set, and another tuple; one element more or changed is wrong."""
     order = data.draw(st.permutations(items))
@@ -761,7 +774,7 @@ def test_lists_and_sets_have_no_order_and_tuples_have_one(items, data):
         assert same(left + changed + right, gold) is False and same(left + longer + right, gold) is False
 
 
-@given(m=st.integers(1, 3), n=st.integers(1, 3), data=st.data())
+@examples(12, m=st.integers(1, 3), n=st.integers(1, 3), data=st.data())
 def test_a_matrix_is_its_entries_in_their_places(m, n, data):
     """The kind of bracket does not count; a transposed, reshaped, shortened or changed matrix is another one."""
     cells = data.draw(st.lists(numbers, min_size=m * n, max_size=m * n, unique=True))
@@ -827,24 +840,22 @@ def check(response, gold):
         assert kind != "choice" or answer in (None, *"ABCD")
 
 
-@settings(max_examples=400)
-@given(response=any_text, gold=any_text)
+@examples(120, response=any_text, gold=any_text)
 def test_no_text_raises(response, gold):
     """Any response and any gold answer, surrogates and zero bytes too, give a string or None, and a bool."""
     check(response, gold)
 
 
-@settings(max_examples=400)
-@given(answer=fragments, gold=fragments,
-       frame=st.sampled_from([r"\boxed{{{}}}", "The answer is {}", "#### {}", "Answer: {}"]))
+@examples(120, answer=fragments, gold=fragments,
+          frame=st.sampled_from([r"\boxed{{{}}}", "The answer is {}", "#### {}", "Answer: {}"]))
 def test_no_stated_answer_raises(answer, gold, frame):
     """The same for a text that stands where the answer is looked for."""
     check(frame.format(answer), gold)
     check(frame.format(answer), answer)
 
 
-@settings(max_examples=300)
-@given(items=st.lists(st.sampled_from([f for f in FRAGMENTS if not set(f) & set("{}\\")]), min_size=1, max_size=8))
+@examples(80, items=st.lists(st.sampled_from([f for f in FRAGMENTS if not set(f) & set("{}\\")]),
+                             min_size=1, max_size=8))
 def test_any_string_of_fragments_equals_itself(items):
     """Even where it means nothing."""
     text = "".join(items)
@@ -906,10 +917,11 @@ REPEATED = [
 GOLD = {"math": r"\frac{x+1}{2}", "gsm8k": "1,234", "choice": "B"}
 
 
+@pytest.mark.parametrize("size", [BIG // 5, pytest.param(BIG, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("fragment", REPEATED)
-def test_a_megabyte_of_one_fragment_is_graded_in_time(fragment):
+def test_a_megabyte_of_one_fragment_is_graded_in_time(fragment, size):
     """Bare, in a box, in a box that stays open and after each marker, for every kind."""
-    text = (fragment * (BIG // len(fragment)))[:BIG - 20]
+    text = (fragment * (size // len(fragment)))[:size - 20]
     frames = {"math": ["{}", r"\boxed{{{}}}", "answer is {}"], "gsm8k": ["{}", "#### {}"],
               "choice": ["{}", r"\boxed{{{}}}"]}
     for kind in KINDS:
@@ -1112,3 +1124,182 @@ def test_the_fields_are_what_the_grader_needs():
     for p in FIELDS:
         assert sympy.isprime(p) and sympy.isprime((p - 1) // 2) and p > 2**281
         assert all(pow(n, (p - 1) // 2, p) == 1 for n in sympy.primerange(200))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what stands in no table above
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), [
+    (r"A_1", r"A_{1}", True), ("129_2", "129_2", True), ("129_2", "1", False), (r"\text{sin}x", r"\sin x", True),
+    (r"\operatorname{lcm}(4,6)", r"\mathrm{lcm}(4,6)", True), (r"\mathrm{i}", "i", True),
+    ("sqrt(8)", r"2\sqrt2", True), (r"3\text{ million}", "3000000", True), (r"\text{3 or 4}", "4, 3", True),
+    (r"3\text{ and }4", "3,4", True),
+    ("(1,2", "1,2", False), ("1)2(", "12", False), (r"\begin{cases}1\\2\end{cases}", "1, 2", False),
+    (r"\begin{array}{cc}1&2\end{array}", r"\begin{pmatrix}1&2\end{pmatrix}", True), ("3>x", "x<3", True),
+    (r"1\le x<2", r"2>x\ge1", True), ("x<3", r"x\le3", False), (r"x\in(1,2)", "(1,2)", True), ("2+3=5", "5", True),
+    ("2x+1=y+z", "z+y-1=2x", True), ("2x+1=y+z", "2x+1=y-z", False), ("x=y+1", "x-1=y", True),
+    ("(x=5)+1", "6", False), (r"x\cup5", r"5\cup x", True), (r"x\cup5", "5,x", False),
+    (r"\text{a}\begin{pmatrix}1\end{pmatrix}", r"\begin{pmatrix}1\end{pmatrix}", False),
+    (r"(1,2)\begin{pmatrix}1\end{pmatrix}", "1", False), (r"2(1,2)", "(2,4)", False),
+    (r"2\begin{pmatrix}(1,2)\end{pmatrix}", "1", False), ("5!", "120", True), ("(1/2)!", "1", False),
+    ("x!", "x", False),
+    (r"\binom52", "10", True), ("|-3|", "3", True), (r"|1-\sqrt2|", r"\sqrt2-1", False), (r"|\pi|", r"\pi", True),
+    ("|x-y|", "|y-x|", True), (r"\log_2 8", r"\log_2(8)", True), (r"\log_2 8", r"\log_3 8", False),
+    (r"\sin^2 x", r"(\sin x)^2", True), (r"\sin 2x\cos x", r"\cos x\sin(2x)", True), (r"\sin x", r"\cos x", False),
+    ("2^x", "2^{x}", True), (r"2^x\cdot2^y", "2^{x+y}", True), ("2^x", "2^y", False), ("(x-y)^z", "(x-y)^{z}", True),
+    (r"\sqrt[3]{-8}", "-2", True), (r"(-8)^{2/3}", "4", True), (r"\sqrt[3]{-2}", r"-\sqrt[3]{2}", True),
+    (r"\sqrt{-4}", "2i", True), (r"\sqrt{-2}", r"i\sqrt2", True), (r"\sqrt[4]{-2}", r"\sqrt[4]{2}", False),
+    (r"\sqrt{x+1}", r"\sqrt{1+x}", True), (r"\sqrt{211}", r"\frac{211}{\sqrt{211}}", True),
+    (r"\sqrt{211}", r"\sqrt{212}", False), (r"x^{1000001}", "x", False), (r"\overline{AB}", r"\overline{AC}", False),
+    (r"\sqrt{x}+x^{10^7}", "x", False), ("x_{12}", "x_{21}", False), (r"\frac{1}{y-y}", r"\frac{2}{z-z}", False),
+    ("5 square feet", r"5\text{ ft}^2", True), ("5 cubic feet", r"5\text{ ft}^{2}", False), ("5 units", "5", True),
+    (r"\$5", "5 euro", False), (r"-\$5", "-5", True), ("5 mile/hour", "5 mph", True), ("1+cm", "1", False),
+    (r"\$\$ 5", "5", True), ("9" * 300 + "x", "9" * 299 + "8x", False), (r"\mp 1", "1, -1", True),
+    ("y=5", "2y=10", False), ("f(x)=x+1", "y=x+1", True), ("f(x)=x+1", "f(x)=x-1", False),
+    ("y=(1,2)", "(1,2)=x", False), (r"\text{a}=5", "x+y=5", False), (r"\{1,2\},3", r"3,\{2,1\}", True),
+])
+def test_each_branch_of_the_grammar(answer, gold, right):
+    """One pair at the least for each thing that the grader can read or refuse, either of them as the gold answer."""
+    assert same(answer, gold) is right
+
+
+@pytest.mark.parametrize(("response", "letter"), [("B", "B"), ("(C).", "C"), ("The answer is either A or B", None),
+                                                  ("The answer is both", None), ("Answer: B's", None)])
+def test_a_letter_alone_is_a_choice_and_either_is_none(response, letter):
+    assert extract_answer(response, "choice") == letter
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="kind 'maths': want one of math, gsm8k, choice"):
+        extract_answer("5", "maths")
+
+
+def test_a_box_without_braces_ends_at_the_dollar_and_no_box_is_none():
+    assert grader.last_box(r"$\boxed 5$ and $6$") == "5" and grader.last_box("5") is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the command, and the file by itself
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command(*words): (exit status, lines of stdout, stderr) of python grader.py words."""
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["grader.py", *words])
+        try:
+            status = grader.main()
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err
+    return run
+
+
+def test_the_command_shows_how_both_were_read(command):
+    assert command(r"so \boxed{\frac12}", "0.5") == (0, [
+        "right", r"answer  \frac12  read as the number 1/2", "gold    0.5      read as the number 1/2"], "")
+    assert command(r"so \boxed{\frac12}", "0.6")[0] == 1
+
+
+@pytest.mark.parametrize(("gold", "reading"), [
+    ("2.50", "read as the number 5/2"), (r"5\text{ cm}", "read as the number 5 cm"),
+    (r"\$5", "read as the number 5 dollar"),
+    (r"2\sqrt2\pi", r"read as the expression 2 \sqrt 2 \pi"), ("2x+1", "read as the expression 2 x + 1"),
+    (r"\sqrt{211}", r"read as the expression \sqrt { 211 }"), (r"3\pm 1", "read as the list 4, 2"),
+    (r"\{\frac12, x\}", "read as the set {1/2, x}"), (r"(1,\infty)", r"read as the tuple or interval (1, \infty)"),
+    (r"\left[1, 2\right)", "read as the tuple or interval [1, 2)"), ("(2,3),(4,5)", "read as the list (2, 3), (4, 5)"),
+    (r"\langle1,2\rangle", r"read as the tuple or interval \langle1, 2\rangle"),
+    (r"\begin{pmatrix}1&x\\2&3\end{pmatrix}", "read as the matrix [1, x; 2, 3]"),
+    (r"2\begin{pmatrix}1&x\end{pmatrix}", "read as the matrix [2, 2 x]"),
+    ("2x+1=y+z", "read as the equation 2 x + 1 = y + z"), ("3>x", "read as the inequality x < 3"),
+    (r"(1,2)\cup(3,4)", r"read as the union (1, 2) \cup (3, 4)"), ("x=5", "read as the named value x = 5"),
+    (r"\text{Even}", "read as the text even"), ("a?b", "compared as a string"), ("7" * 10_001, "compared as a string"),
+])
+def test_the_command_has_words_for_every_kind_of_value(command, gold, reading):
+    status, out, _ = command(rf"\boxed{{{gold}}}", gold)
+    assert status == 0 and [line.rpartition("  ")[2] for line in out] == ["right", reading, reading]
+
+
+@pytest.mark.parametrize(("kind", "response", "gold", "status", "lines"), [
+    ("math", "2/4", "-0.5", 1, ['no box and no "answer is": the whole response is taken as the answer', "wrong",
+                                "answer  2/4   read as the number 1/2", "gold    -0.5  read as the number -1/2"]),
+    ("math", r"-\frac12", "-x", 1, ['no box and no "answer is": the whole response is taken as the answer', "wrong",
+                                    r"answer  -\frac12  read as the number -1/2",
+                                    "gold    -x        read as the expression - x"]),
+    ("math", r"\boxed{5", "5", 1, ["wrong", "answer  none  no answer is stated", "gold    5     read as the number 5"]),
+    ("gsm8k", "It is 18 cups", "9 + 9\n#### 18", 0, ["right", "answer  18          read as the number 18",
+                                                     "gold    9 + 9 #### 18  read as the number 18"]),
+    ("gsm8k", "It is 18 cups", "many", 1, ["wrong", "answer  18    read as the number 18", "gold    many  no number"]),
+    ("choice", "Answer: (b)", "B", 0, ["right", "answer  B  read as the letter B", "gold    B  read as the letter B"]),
+    ("choice", "A or B", "B", 1, ["wrong", "answer  none  no answer is stated", "gold    B     read as the letter B"]),
+])
+def test_the_command_grades_every_kind(command, kind, response, gold, status, lines):
+    got, out, err = command("--kind", kind, response, gold)
+    assert (got, [line.split() for line in out], err) == (status, [line.split() for line in lines], "")
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    ([], "required: response, gold"), (["5"], "required: gold"), (["5", "5", "5"], "unrecognized arguments: 5"),
+    (["5", "5", "--kind", "maths"], "'maths'"), (["5", "5", "--kin", "math"], "--kin"),
+    (["5", "5", "--kind"], "--kind")])
+def test_a_mistake_in_the_flags_is_one_line(command, words, says):
+    status, out, err = command(*words)
+    assert status == 2 and not out and err.startswith("grader.py: ") and says in err and err.count("\n") == 1
+
+
+def test_help_explains_itself(command):
+    status, out, _ = command("--help")
+    assert status == 0 and all(word in " ".join(out) for word in ("--kind", "default: math", "Exit status", "example:"))
+
+
+def test_the_file_alone_is_enough(tmp_path):
+    """Copied into an empty folder, without site-packages, and on an ASCII console; it imports the standard library."""
+    shutil.copy(ROOT / "grader.py", tmp_path)
+    for flags, words, status, line in [
+            (["-I", "-S"], ["5", "6"], 1, b"wrong"), (["-I", "-S"], [], 2, b""),
+            (["-S"], [r"\boxed{½π}", r"\frac{\pi}{2}"], 0, b"answer  ??             read as the expression")]:
+        done = subprocess.run([sys.executable, *flags, "grader.py", *words], cwd=tmp_path, capture_output=True,
+                              env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": ""})
+        assert done.returncode == status and line in done.stdout and done.stdout.isascii(), done
+        assert done.stderr.count(b"\n") == (status == 2)
+    imported = [alias.name if isinstance(node, ast.Import) else node.module
+                for node in ast.walk(ast.parse((ROOT / "grader.py").read_text(encoding="utf-8")))
+                if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names]
+    assert set(imported) <= sys.stdlib_module_names
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# experiments/graders.py
+
+
+def graders(*words, **environment):
+    return subprocess.run([sys.executable, ROOT / "experiments/graders.py", *words], capture_output=True, text=True,
+                          encoding="utf-8", env={**os.environ, **environment})
+
+
+def test_the_comparison_says_what_is_missing(tmp_path):
+    """Help at once; without the files, or without Math-Verify, one line and exit status 2."""
+    done = graders("--help")
+    assert done.returncode == 0 and "--data FOLDER" in done.stdout
+    done = graders("--data", str(tmp_path))
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert "grader_labelled_math_qwen.jsonl" in done.stderr and "tests/grading_notes.md" in done.stderr
+    for name in ("math_qwen", "math_mathcoder", "pairs", "gsm8k_tora", "gsm8k_openai"):
+        (tmp_path / f"grader_labelled_{name}.jsonl").touch()
+    (tmp_path / "math_verify.py").write_text("raise ImportError")
+    done = graders("--data", str(tmp_path), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert "pip install math-verify==0.9.0" in done.stderr
+
+
+@pytest.mark.thorough
+def test_the_comparison_is_the_one_in_the_notes():
+    """All figures but the times, where Math-Verify and the files are at hand."""
+    done = graders()
+    if done.returncode == 2:
+        pytest.skip(done.stderr.strip())
+    notes = (ROOT / "tests/grading_notes.md").read_text(encoding="utf-8")
+    for line in done.stdout.splitlines():
+        assert "|".join(line.split("|")[:5]) in notes, line

@@ -134,7 +134,6 @@ def test_bf16_is_rounded_as_torch_rounds(x):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["numpy_only", "ours", "peft_impl"])
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_the_examples_pass(name, dtype, capsys):
     """numpy alone, lora_alpha.py, and PEFT with torch's AdamW and transformers reach the same answers."""
     module = importlib.import_module(f"tests.conformance.examples.{name}")

@@ -100,12 +100,14 @@ def test_pass_at_k_is_the_exact_share_of_lucky_draws(n, data):
 
 @pytest.mark.parametrize("n, c, k", [(0, 0, 1), (5, 6, 1), (5, -1, 1), (5, 2, 6), (5, 2, 0)])
 def test_impossible_counts_are_refused(n, c, k):
+    """No samples, more right than there are, a k that is none: ValueError."""
     with pytest.raises(ValueError):
         pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize("correct, samples", [([], 1), ([1], 0), ([2], 1), ([-1], 1)])
 def test_impossible_grades_are_refused(correct, samples):
+    """No problems, no samples, more or fewer right than can be: ValueError."""
     with pytest.raises(ValueError):
         pass1_interval(correct, samples)
 
@@ -256,6 +258,7 @@ def test_two_rows_with_the_same_question_do_not_collide(tmp_path, evaluate):
 
 
 def test_every_protocol_is_printed_in_full(evaluate):
+    """--help-prompts shows the source, the question and the worked answer of each kind."""
     out = evaluate("--help-prompts")
     for name, entry in PROTOCOLS.items():
         assert name in out and entry["source"] in out
@@ -522,6 +525,7 @@ def test_a_sample_that_two_processes_wrote_counts_once(tmp_path, evaluate, fails
 
 
 def test_an_adapter_called_base_keeps_its_column(tmp_path, adapters, monkeypatch, evaluate):
+    """A folder of that name stands beside the bare base in the comparison."""
     shutil.copytree(adapters[0], tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     out = evaluate("--limit", 2, "--max-new-tokens", 2, "--adapter", "none", "--adapter", "base")
@@ -564,6 +568,7 @@ def test_a_limit_is_random_by_seed_and_called_a_smoke_test(tmp_path, evaluate):
 
 
 def test_the_first_line_names_the_protocol(evaluate):
+    """Protocol, shots, sampling, length and grader, and turns that had to become plain text."""
     flags = ["--adapter", "none", "--limit", 2, "--max-new-tokens", 3]
     out = evaluate(*flags, "--samples", 2, "--temperature", 0.7, "--prompt", "minerva", "--few-shot", 1)
     assert out.splitlines()[0] == ("protocol minerva in our wording, 1-shot, temperature 0.7, top-p 1, 2 samples a "
@@ -675,6 +680,7 @@ def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, flags, word, fails):
      "Incorrect Answer 2"),
 ])
 def test_a_file_that_cannot_be_evaluated_says_why(tmp_path, name, content, word, fails):
+    """One line that names the file and what is wrong in it."""
     (tmp_path / name).write_bytes(content)
     error = fails("--adapter", "none", "--data", tmp_path / name)
     assert word in error and name in error
@@ -682,6 +688,7 @@ def test_a_file_that_cannot_be_evaluated_says_why(tmp_path, name, content, word,
 
 @pytest.mark.parametrize("line", ["{", '{"response": 1, "gold": "1"}', '{"response": "1"}'])
 def test_a_file_that_cannot_be_regraded_says_why(tmp_path, line, fails):
+    """One line that names the line."""
     (tmp_path / "r.jsonl").write_text(line + "\n")
     assert "line 1" in fails("--regrade", tmp_path / "r.jsonl")
 
@@ -709,6 +716,7 @@ def rows_of(name):
 @real
 @pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl"])
 def test_every_gsm8k_solution_is_right_against_its_own_answer(name):
+    """And wrong against that answer with one digit more."""
     rows = rows_of(name)
     assert all(is_correct(row["answer"], row["answer"], "gsm8k") for row in rows)
     assert not any(is_correct(row["answer"], row["answer"] + "1", "gsm8k") for row in rows)
@@ -727,6 +735,7 @@ def test_every_math_answer_equals_itself_and_its_neighbour_only_if_they_are_equa
 
 @real
 def test_every_math500_solution_is_right_against_its_answer():
+    """The last box of each of the 500 solutions equals the file's own answer."""
     assert all(is_correct(row["solution"], row["answer"], "math") for row in rows_of("math500.jsonl"))
 
 

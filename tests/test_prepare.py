@@ -181,6 +181,7 @@ def made_up_gsm8k(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("names", [("train.jsonl", "test.jsonl"), ("gsm8k_train.jsonl", "gsm8k_test.jsonl")])
 def test_gsm8k_from_a_folder_is_copied_byte_for_byte(made_up_gsm8k, tmp_path, run, names):
+    """Under the published names or with gsm8k_ before them, into a folder that is made."""
     for old, new in zip(("train.jsonl", "test.jsonl"), names):
         os.rename(made_up_gsm8k / old, made_up_gsm8k / new)
     status, out, err = run(gsm8k, "--from", made_up_gsm8k, "--to", tmp_path / "new" / "folder")
@@ -324,6 +325,7 @@ def test_math_from_a_jsonl_is_a_test_set(tmp_path, to, run):
 
 @pytest.mark.parametrize("count, warnings", [(499, 1), (500, 0), (5000, 0)])
 def test_math_warns_of_another_count(tmp_path, run, count, warnings):
+    """One warning unless there are 500 problems or 5,000; the file is written all the same."""
     (tmp_path / "set.jsonl").write_bytes(jsonl([{"problem": "p", "solution": "\\boxed{1}"}] * count))
     status, out, err = run(maths, "--from", tmp_path / "set.jsonl", "--to", tmp_path / "to")
     assert status == 0 and f"test.jsonl {count:,} problems\n" in out
@@ -450,6 +452,7 @@ def test_gpqa_does_without_what_only_helps(tmp_path, run):
     ("gpqa_diamond.csv", 198, "GPQA diamond"), ("gpqa_extended.csv", 546, "GPQA extended"), ("x.csv", 448, "GPQA main"),
     ("gpqa_diamond.csv", 197, "not a published number"), ("gpqa_diamond.csv", 448, "not a published number")])
 def test_gpqa_says_how_many_there_are(tmp_path, run, name, count, said):
+    """By the published subset of that number, or that there is none."""
     (tmp_path / name).write_bytes(gpqa_csv(count))
     status, out, err = run(gpqa, "--from", tmp_path / name, "--to", tmp_path / "to")
     assert status == 0 and f"test.csv {count} questions, {said}" in out

@@ -134,7 +134,8 @@ def test_full_fine_tuning_writes_a_model_folder(tmp_path, run):
 
 @pytest.mark.parametrize("flags, word", [
     (["--rank", "0"], "rank"), (["--rank", "x"], "rank"), (["--alpha", "nan"], "alpha"), (["--lr", "0"], "lr"),
-    (["--alpha", "8", "--c", "256"], "--c"), (["--targets", "q_proj", "nope"], "nope"), (["--targets", "q_proj)"], ""),
+    (["--alpha", "8", "--c", "256"], "--c"), (["--targets", "q_proj", "nope"], "nope"),
+    (["--targets", "q_proj)"], "parenthesis"),
     (["--method", "lora", "--c", "9"], "--c"), (["--base", "absent"], "absent"), (["--data", "absent"], "absent"),
     (["--val", "absent.jsonl"], "absent"), (["--ran", "16"], "--ran"), (["--device", "abacus"], "abacus"),
     (["--dropout", "1"], "dropout"), (["--c", "1e200"], "--c"), (["--rank", "1" + "0" * 14], "--rank"),

@@ -49,10 +49,8 @@ ANSWER_IS = re.compile(r"answer(?:\s{1,9}is\b|[*_]{0,2}\s{0,9}:)", re.IGNORECASE
 NUMBER = re.compile(r"""
     (?: (?<![\w)])[-−–—‐‑‒―－﹣] | (?<==\s)[-−–—]\s )?  # a minus, but after a digit or a letter it is a subtraction
     (?: \\?\$ )?
-    (?: [0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?![0-9])         # 1,234: thousands, for three digits follow
-      | [0-9]+ )
-    (?: \.[0-9]+ | /[0-9]+ )?
-    | \.[0-9]+""", re.VERBOSE)
+    (?: [0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?![0-9]) | [0-9]+ )  # 1,234: thousands, for three digits follow
+    (?: \.[0-9]+ | /[0-9]+ )? | \.[0-9]+""", re.VERBOSE)
 
 
 def last_box(text: str) -> str | None:
@@ -342,8 +340,8 @@ def opened(token: str) -> int:
 class Reader:
     """Reads tokens as mathematics over the field of p elements, and compares what it has read."""
 
-    def __init__(self, p: int):
-        self.p, self.q, self.work, self.depth = p, (p - 1) // 2, 0, 0
+    def __init__(self, p: int, work: int = 0):
+        self.p, self.q, self.work, self.depth = p, (p - 1) // 2, work, 0
 
     def spend(self, steps: int) -> None:
         self.work += steps
@@ -760,8 +758,7 @@ def same_value(left: list[str], right: list[str]) -> bool:
     """Whether two token lists are the same in two fields; a field without a root that is needed is passed over."""
     agreed = work = 0
     for p in FIELDS:
-        reader = Reader(p)
-        reader.work = work
+        reader = Reader(p, work)
         try:
             if not reader.same(reader.read(left), reader.read(right)):
                 return False
@@ -780,11 +777,8 @@ def same_value(left: list[str], right: list[str]) -> bool:
 
 
 def is_correct(response: str, gold: str, kind: str = "math") -> bool:
-    """Whether the answer that a response states equals the gold one, exactly; see extract_answer for the kinds.
-
-    math: equal as mathematics, else as normalised strings. gsm8k: as exact numbers; gold may be a solution that ends
-    in "#### 18". choice: the letter.
-    """
+    """Whether the answer that a response states equals the gold one; of kind gsm8k this may be a whole solution, that
+    ends in "#### 18". See extract_answer for the kinds."""
     return matches(extract_answer(response, kind), gold, kind)
 
 
@@ -795,8 +789,7 @@ def matches(answer: str | None, gold: str, kind: str) -> bool:
     if kind == "choice":
         return answer == gold.strip().upper()
     if kind == "gsm8k":
-        number = rational(answer)
-        return number is not None and number == rational(gold.rpartition("####")[2])
+        return rational(answer) == rational(gold.rpartition("####")[2]) is not None
     return equal(answer, gold)
 
 
@@ -819,9 +812,8 @@ def equal(a: str, b: str) -> bool:
 def rational(text: str) -> Fraction | None:
     """The rational number that a text states, exactly; None where it states none."""
     tokens = tokens_of(text[:LONGEST])
-    if len(tokens) >= 500 or len(text) > LONGEST:
-        return None
     try:
+        need(len(tokens) < 500 and len(text) <= LONGEST)
         value = Reader(FIELDS[0]).read(tokens)
     except (Undecided, NoRoot):
         return None

@@ -137,7 +137,8 @@ HEDGED = re.compile(r"""
     (?! (?:[\s),]{1,3}(?:and\s|or\s)?\(?[A-E])*[\s)*_]{0,9}  # which something else is said about: C and D are wrong
         (?: \s(?:is|are|was|were|can|does|do|has|have|would|being)\b | = ) )""", re.VERBOSE)
 BESIDE = re.compile(r"""
-    \\f?box(?:ed)?\s?\{[^{}]{0,9}\{?[\s(]?[A-E][\s)}]{0,4}\}[\s$]{0,4}(?:,|;|/|or|and|\\text\{\s?(?:or|and)\s?\})[\s$]{0,4}$
+    \\f?box(?:ed)?\s?\{[^{}]{0,9}\{?[\s(]?[A-E][\s)}]{0,4}\}[\s$]{0,4}
+      (?:,|;|/|or|and|\\text\{\s?(?:or|and)\s?\})[\s$]{0,4}$
     | \b[A-E][\s)*_$}]{0,6}\bor\s(?:[a-z]{1,9}\s){0,3}$""", re.VERBOSE)
 
 

@@ -34,6 +34,9 @@ from problems import Encoding, begin_token, data_file, encode_example, end_token
 HERE = Path(__file__).resolve().parent
 
 
+# ---- The flags -------------------------------------------------------------------------------------------------------
+
+
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     method = parser.add_argument_group("method")
@@ -174,7 +177,7 @@ def pissa_to_lora(model, start: dict[str, tuple]) -> None:
         layer.lora_B = torch.nn.Parameter(torch.cat([layer.lora_B, -B0], dim=1))
 
 
-# ---- The steps of a run ----------------------------------------------------------------------------------------------
+# ---- The run, step by step -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -201,101 +204,6 @@ class Method:
     lr_ratio: float = 1.0
     first_step: float | None = None  # rms(ΔW)/lr of it
     start: dict | None = None  # what PiSSA began with
-
-
-def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
-    """Training, validation and test problems. Nothing is held out of the training file where validation is given."""
-    path = Path(args.data)
-    train_problems = load_problems(data_file(path, "train"))
-    val_file = Path(args.val) if args.val else path / "val.jsonl"
-    if args.val or val_file.is_file():
-        val_problems = load_problems(val_file)
-    else:  # the same problems for every seed
-        order = torch.randperm(len(train_problems), generator=torch.Generator().manual_seed(0)).tolist()
-        held_out = min(300, len(train_problems) // 10)
-        val_problems = [train_problems[i] for i in sorted(order[:held_out])]
-        train_problems = [train_problems[i] for i in sorted(order[held_out:])]
-    test_file = data_file(path, "test")
-    test_problems = load_problems(test_file) if path.is_dir() and test_file.is_file() else val_problems
-    return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
-
-
-def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[int]]]:
-    """Examples of the problems that have a solution and fit the context; the others are counted aloud."""
-    end, bos = end_tokens(encoding, config)[0], begin_token(encoding, config)
-    examples = [encode_example(encoding, p, end, bos) for p in problems if p["solution"].strip()]
-    fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
-    if len(examples) < len(problems):
-        print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: no solution to learn")
-    if len(fitting) < len(examples):
-        print(f"left out {len(examples) - len(fitting):,} of {len(problems):,} {name} problems: longer than the "
-              f"context of {config.max_position_embeddings} tokens")
-    return fitting
-
-
-class Progress:
-    """One line redrawn on a terminal, or a plain line ten times a run in a log file."""
-
-    def __init__(self, steps: int):
-        self.steps, self.start, self.val = steps, time.time(), ""
-        self.terminal = sys.stdout.isatty()
-        self.full, self.empty = "━─"
-        try:
-            "━─".encode(sys.stdout.encoding or "ascii")
-        except UnicodeEncodeError:
-            self.full, self.empty = "#."
-
-    def __call__(self, row: dict) -> None:
-        step = row["step"]
-        if row["val_loss"] is not None:
-            self.val = f"  val {row['val_loss']:.4f}"
-        last = step == self.steps
-        if not (self.terminal or last or row["val_loss"] is not None or step % max(1, self.steps // 10) == 0):
-            return
-        left = (time.time() - self.start) / step * (self.steps - step)
-        done = 20 * step // self.steps
-        line = (f"step {step:>{len(str(self.steps))}}/{self.steps} {self.full * done}{self.empty * (20 - done)} "
-                f"loss {row['loss']:.4f}{self.val}  {row['tokens_per_s']:,.0f} tok/s  "
-                f"{left // 60:.0f}:{left % 60:02.0f} left")
-        print(f"\r{line:<100}" if self.terminal else line, end="" if self.terminal and not last else "\n", flush=True)
-
-
-def short(path: str | Path) -> str:
-    """A path as a user would type it: relative where it lies below the current folder."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def save_merged(model, folder: Path, base: str) -> str:
-    """Merges the adapters and writes the model folder, all but the weights as in the base's. Returns what changed."""
-    layers = lora_layers(model).values()
-    changed = sum(int((layer.merged_weight() != layer.base.weight).sum()) for layer in layers)
-    share = changed / sum(layer.base.weight.numel() for layer in layers)
-    save_model(merge_lora(model), folder)
-    copy_tokenizer(base, folder)
-    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # bfloat16 loses what moves by less than half a step
-    config = read_json(Path(base, "config.json"))
-    config.pop("dtype", None)  # transformers 5's name for torch_dtype, which it reads as well
-    write_json(Path(folder, "config.json"), config | {"torch_dtype": dtype})
-    return f"{100 * share:.2f}% of the adapted weights changed, in {dtype}"
-
-
-def merge(argv):
-    """The command `python train.py merge`."""
-    parser = Parser(prog="train.py merge", description="Folds a PEFT adapter into its base, W0 + s·B·A: a model folder "
-                    "that transformers, vLLM and llama.cpp's converter take.")
-    parser.add_argument("--base", required=True, metavar="FOLDER", help="model folder; the merged one has its dtype")
-    parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
-    args = parser.parse_args(argv)
-    try:
-        check_paths(base=args.base, adapter=args.adapter)
-        if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
-            raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
-        model = load_adapter(load_model(args.base), args.adapter)
-        print(f"merged model in {args.out}: {save_merged(model, args.out, args.base)}")
-    except (ValueError, OSError) as error:
-        parser.error(error)
 
 
 def main(argv=None):
@@ -368,6 +276,36 @@ def load(args) -> Run:
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
     return Run(model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
                len(val_examples), test_problems)
+
+
+def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
+    """Training, validation and test problems. Nothing is held out of the training file where validation is given."""
+    path = Path(args.data)
+    train_problems = load_problems(data_file(path, "train"))
+    val_file = Path(args.val) if args.val else path / "val.jsonl"
+    if args.val or val_file.is_file():
+        val_problems = load_problems(val_file)
+    else:  # the same problems for every seed
+        order = torch.randperm(len(train_problems), generator=torch.Generator().manual_seed(0)).tolist()
+        held_out = min(300, len(train_problems) // 10)
+        val_problems = [train_problems[i] for i in sorted(order[:held_out])]
+        train_problems = [train_problems[i] for i in sorted(order[held_out:])]
+    test_file = data_file(path, "test")
+    test_problems = load_problems(test_file) if path.is_dir() and test_file.is_file() else val_problems
+    return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
+
+
+def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[int]]]:
+    """Examples of the problems that have a solution and fit the context; the others are counted aloud."""
+    end, bos = end_tokens(encoding, config)[0], begin_token(encoding, config)
+    examples = [encode_example(encoding, p, end, bos) for p in problems if p["solution"].strip()]
+    fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
+    if len(examples) < len(problems):
+        print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: no solution to learn")
+    if len(fitting) < len(examples):
+        print(f"left out {len(examples) - len(fitting):,} of {len(problems):,} {name} problems: longer than the "
+              f"context of {config.max_position_embeddings} tokens")
+    return fitting
 
 
 def adapt(args, model: GPT) -> Method:
@@ -467,6 +405,33 @@ def fit(parser: Parser, args, run: Run, method: Method, metrics: Path) -> list[d
         parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {metrics}")
 
 
+class Progress:
+    """One line redrawn on a terminal, or a plain line ten times a run in a log file."""
+
+    def __init__(self, steps: int):
+        self.steps, self.start, self.val = steps, time.time(), ""
+        self.terminal = sys.stdout.isatty()
+        self.full, self.empty = "━─"
+        try:
+            "━─".encode(sys.stdout.encoding or "ascii")
+        except UnicodeEncodeError:
+            self.full, self.empty = "#."
+
+    def __call__(self, row: dict) -> None:
+        step = row["step"]
+        if row["val_loss"] is not None:
+            self.val = f"  val {row['val_loss']:.4f}"
+        last = step == self.steps
+        if not (self.terminal or last or row["val_loss"] is not None or step % max(1, self.steps // 10) == 0):
+            return
+        left = (time.time() - self.start) / step * (self.steps - step)
+        done = 20 * step // self.steps
+        line = (f"step {step:>{len(str(self.steps))}}/{self.steps} {self.full * done}{self.empty * (20 - done)} "
+                f"loss {row['loss']:.4f}{self.val}  {row['tokens_per_s']:,.0f} tok/s  "
+                f"{left // 60:.0f}:{left % 60:02.0f} left")
+        print(f"\r{line:<100}" if self.terminal else line, end="" if self.terminal and not last else "\n", flush=True)
+
+
 def save(args, run: Run, method: Method, folder: Path) -> None:
     """The adapter, or with full fine-tuning the model; each file is renamed into place when it is whole."""
     if args.method == "full":
@@ -560,6 +525,47 @@ def print_next(args, argv: list[str], folder: Path) -> None:
         print(f"  {shlex.join(command)}")
     if args.method == "lora-alpha" and args.out is args.alpha is args.c is None and "--method" not in argv:
         print(f"  {shlex.join(['python', 'train.py', *argv, '--method', 'lora'])}")
+
+
+def short(path: str | Path) -> str:
+    """A path as a user would type it: relative where it lies below the current folder."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+# ---- The command merge -----------------------------------------------------------------------------------------------
+
+
+def merge(argv):
+    """The command `python train.py merge`."""
+    parser = Parser(prog="train.py merge", description="Folds a PEFT adapter into its base, W0 + s·B·A: a model folder "
+                    "that transformers, vLLM and llama.cpp's converter take.")
+    parser.add_argument("--base", required=True, metavar="FOLDER", help="model folder; the merged one has its dtype")
+    parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
+    args = parser.parse_args(argv)
+    try:
+        check_paths(base=args.base, adapter=args.adapter)
+        if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
+            raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
+        model = load_adapter(load_model(args.base), args.adapter)
+        print(f"merged model in {args.out}: {save_merged(model, args.out, args.base)}")
+    except (ValueError, OSError) as error:
+        parser.error(error)
+
+
+def save_merged(model, folder: Path, base: str) -> str:
+    """Merges the adapters and writes the model folder, all but the weights as in the base's. Returns what changed."""
+    layers = lora_layers(model).values()
+    changed = sum(int((layer.merged_weight() != layer.base.weight).sum()) for layer in layers)
+    share = changed / sum(layer.base.weight.numel() for layer in layers)
+    save_model(merge_lora(model), folder)
+    copy_tokenizer(base, folder)
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # bfloat16 loses what moves by less than half a step
+    config = read_json(Path(base, "config.json"))
+    config.pop("dtype", None)  # transformers 5's name for torch_dtype, which it reads as well
+    write_json(Path(folder, "config.json"), config | {"torch_dtype": dtype})
+    return f"{100 * share:.2f}% of the adapted weights changed, in {dtype}"
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ import eval_pass1
 from eval_pass1 import answers, paired_difference, pass1_interval, pass_at_k, summarize
 from grader import equal, is_correct
 from hf import load_model, load_tokenizer, save_adapter
-from lora_alpha import inject_lora, lora_layers
-from problems import GPQA, PROTOCOLS, Protocol, data_file, decode, load_chat, load_problems
+from lora_alpha import GPTConfig, inject_lora, lora_layers
+from problems import GPQA, PROTOCOLS, Protocol, data_file, decode, end_tokens, load_chat, load_problems
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/real"
@@ -267,6 +267,12 @@ def test_every_protocol_is_printed_in_full(evaluate):
                 assert entry[kind][2] in out and entry[kind][3].strip() in out
 
 
+def test_a_gold_letter_counts_in_any_case():
+    """A gold answer of b with blanks around it is B, and no other letter."""
+    right = [letter for letter in "ABCD" if is_correct(f"The answer is ({letter}).", " b\n", "choice")]
+    assert right == ["B"]
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("kind", ["math", "gsm8k", "choice"])
 def test_a_worked_answer_of_a_protocol_is_graded_right(name, kind):
@@ -402,6 +408,19 @@ def test_a_template_cannot_reach_the_machine(tmp_path):
     chat, _ = chat_folder(tmp_path / "m", "{{ ''.__class__.__mro__[1].__subclasses__() }}", SPECIAL)
     with pytest.raises(ValueError, match="chat template"):
         chat(MESSAGES)
+
+
+def test_an_answer_ends_at_the_models_token_else_at_the_tokenizers(tmp_path):
+    """config.json's end tokens; without any, <|endoftext|>; in a chat the end of a turn as well; none is an error."""
+    _, encoding = chat_folder(tmp_path / "m", None, SPECIAL)
+    model, bare = GPTConfig(vocab_size=700, eos_token_id=(3, 4)), GPTConfig(vocab_size=700)
+    turn_ends = {encoding.encode_single_token(token) for token in ("<|eot_id|>", "<|im_end|>")}
+    assert end_tokens(encoding, model) == (3, 4) and end_tokens(encoding, bare) == (encoding.eot_token,)
+    assert set(end_tokens(encoding, model, chat=True)) == {3, 4, *turn_ends}
+    assert set(end_tokens(encoding, bare, chat=True)) == {encoding.eot_token, *turn_ends}
+    (tmp_path / "m/spec.json").write_text('{"pat_str": ".", "special_tokens": {}}')
+    with pytest.raises(ValueError, match="no token ends an answer"):
+        end_tokens(load_tokenizer(tmp_path / "m"), bare)
 
 
 # The run.
@@ -678,7 +697,8 @@ def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, flags, word, fails):
     ("b.csv", b"Question,Correct Answer\nq,a\n", "Incorrect Answer 1"), ("b.csv", b"", "no problem"),
     ("b.csv", b"Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\nq,a,b,,d\n",
      "Incorrect Answer 2"),
-])
+    ("b.csv", b"Question\n" + b"x" * 200_000, "not CSV"),
+], ids=lambda value: str(value)[:20])
 def test_a_file_that_cannot_be_evaluated_says_why(tmp_path, name, content, word, fails):
     """One line that names the file and what is wrong in it."""
     (tmp_path / name).write_bytes(content)

@@ -121,6 +121,18 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path):
         assert (layer.rank, layer.alpha, layer.dropout) == (again[name].rank, again[name].alpha, again[name].dropout)
 
 
+def test_a_bfloat16_adapter_is_trained_on_in_float32(tmp_path):
+    """Whatever dtype the file has, A and B are float32 and of the same values."""
+    save_adapter(shake_lora(inject_lora(tiny(), 4)), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
+    save_file(halves, path)
+    for name, layer in lora_layers(load_adapter(tiny(), tmp_path)).items():
+        for half, tensor in (("A", layer.lora_A), ("B", layer.lora_B)):
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, halves[f"base_model.model.{name}.lora_{half}.weight"].float())
+
+
 def adapter_folder(folder, **config):
     save_adapter(shake_lora(inject_lora(tiny(), 4, targets=["q_proj", "up_proj"])), folder)
     path = Path(folder, "adapter_config.json")

@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf import load_adapter, save_adapter
 from lora_alpha import GPT, GPTConfig, LoRALinear, inject_lora, lora_layers
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")  # the odd configs below are odd on purpose
+# PEFT warns of the odd configs below, which are odd on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::RuntimeWarning:peft")
 
 SIZES = dict(vocab_size=31, hidden_size=16, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=32)

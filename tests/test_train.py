@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import eval_pass1
 import train as script
 from hf import load_adapter, load_model, load_tokenizer
-from problems import encode_example, encode_prompt, load_problems
+from problems import Protocol, encode_example, encode_prompt, load_problems
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/real"
@@ -241,14 +241,17 @@ def test_eval_pass1_compares_base_and_adapter(finished, toy, command):
 
 
 def test_gsm8k_answers_follow_the_marks(tmp_path):
-    """GSM8K's gold answer is what follows ####; where there is none, or no box in MATH's fields, it is unknown."""
+    """GSM8K's gold answer is what follows the last ####; where there is none, or no box in MATH's fields, it is
+    unknown. The working is without it and without the calculator's notes."""
     path = tmp_path / "g.jsonl"
-    path.write_text(json.dumps(dict(question="q", answer="2 + 2 = <<2+2=4>>4\n#### 1,004")) + "\n"
+    path.write_text(json.dumps(dict(question="q", answer="Item #### 7: 2 + 2 = <<2+2=4>>4.\n#### 1,004")) + "\n"
                     + json.dumps(dict(question="q", answer="four")) + "\n"
                     + json.dumps(dict(problem="p", solution="so \\boxed{\\frac{1}{2}}.")) + "\n"
                     + json.dumps(dict(problem="p", solution="so \\boxed{7}.", answer=None)) + "\n"
                     + json.dumps(dict(problem="p", solution="so 1/2.")) + "\n", encoding="utf-8")
-    assert [p["answer"] for p in load_problems(path)] == ["1,004", None, "\\frac{1}{2}", "7", None]
+    problems = load_problems(path)
+    assert [p["answer"] for p in problems] == ["1,004", None, "\\frac{1}{2}", "7", None]
+    assert [p["working"] for p in problems[:2]] == ["Item #### 7: 2 + 2 = 4.", "four"]
 
 
 def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path, run, toy):
@@ -272,6 +275,14 @@ def test_the_prompt_is_the_same_in_training_and_evaluation():
         prompt, answer = encode_example(encoding, problem, encoding.eot_token)
         assert prompt == encode_prompt(encoding, problem) and answer.count(encoding.eot_token) == 1
         assert answer[-1] == encoding.eot_token and encoding.decode(answer[:-1]) == f" {problem['solution']}"
+
+
+def test_the_begin_token_stands_once_at_the_start():
+    """Where a model has one, it is before the prompt's own tokens, in training and in evaluation, and nowhere else."""
+    encoding, problem = load_tokenizer(ROOT / "data/base"), dict(problem="1 + 1?", solution="2")
+    plain, answer = encode_example(encoding, problem, encoding.eot_token)
+    assert encode_example(encoding, problem, encoding.eot_token, 7) == ([7, *plain], answer)
+    assert encode_prompt(encoding, problem, 7) == Protocol("plain", "math").encode(encoding, problem, 7) == [7, *plain]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")

@@ -73,7 +73,7 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
     """A safetensors file's tensors, memory-mapped, floats in dtype; opened anew for each, so that cast pages go."""
-    if not Path(path).exists():
+    if not os.path.exists(path):
         pickles = [file.name for file in Path(path).parent.glob("*.bin")]
         raise ValueError(f"{path}: there is no such file" + "".join(
             f"; {name} is a pickle, which is never loaded: save it as safetensors" for name in sorted(pickles)[:1]))

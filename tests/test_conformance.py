@@ -495,11 +495,11 @@ def test_an_adapters_files_are_checked_for_names_shapes_and_targets(tmp_path, ca
             (dict(peft_type="IA3"), "adapter_config", "want 'LORA'"),
             (dict(use_dora=True), "adapter_config", "use_dora"),
             (dict(lora_alpha=None), "adapter_config", "lora_alpha None"), (dict(r=0), "adapter_config", "r is 0")]:
-        edit(config, **{**json.loads(written), **changes})
+        config.write_text(json.dumps({**json.loads(written), **changes}))
         assert check_adapter(*paths) is False
         assert words in failures(capsys)[name]
     for targets in "all-linear", r".*\.(self_attn|mlp)\..*_proj":
-        edit(config, **{**json.loads(written), "target_modules": targets})
+        config.write_text(json.dumps({**json.loads(written), "target_modules": targets}))
         assert check_adapter(*paths) is True
     file.unlink()
     assert check_adapter(*paths) is False and "No such file" in failures(capsys)["adapter_tensors"]

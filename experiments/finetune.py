@@ -117,3 +117,7 @@ def tuned(rows: list[dict], **arm) -> dict[float, dict]:
 def best_rate(rows: list[dict], **arm) -> float:
     """The learning rate of the lowest validation loss."""
     return min(grid.pick(tuned(rows, **arm).values(), diverged=0), key=lambda row: row["val_loss"])["lr"]
+
+
+if __name__ == "__main__":  # no command of its own: what it is
+    print(__doc__)

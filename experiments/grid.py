@@ -145,3 +145,7 @@ def stoppable(work):
         return work()
     except KeyboardInterrupt:
         sys.exit("\nstopped; the finished runs are kept, and the same command goes on from there")
+
+
+if __name__ == "__main__":  # no command of its own: what it is
+    print(__doc__)

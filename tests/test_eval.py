@@ -410,6 +410,18 @@ def test_a_template_cannot_reach_the_machine(tmp_path):
         chat(MESSAGES)
 
 
+def test_a_chat_protocol_speaks_through_the_folders_template(tmp_path):
+    """Worked examples and the question are turns of user and assistant there; without a template they are text."""
+    chat, encoding = chat_folder(tmp_path / "m", CHATML, SPECIAL)
+    shot, problem = (dict(problem=text, solution="s", working="w", answer="7") for text in ("a?", "b?"))
+    protocol = Protocol("tulu3", "math")
+    protocol.examples = [shot]
+    asked, worked, asks = protocol.turns(problem)
+    assert protocol.encode(encoding, problem, 7, chat) == chat([
+        dict(role="user", content=asked), dict(role="assistant", content=worked), dict(role="user", content=asks)])
+    assert protocol.encode(encoding, problem, 7) == [7, *encoding.encode_ordinary(f"{asked} {worked}\n\n{asks}")]
+
+
 def test_an_answer_ends_at_the_models_token_else_at_the_tokenizers(tmp_path):
     """config.json's end tokens; without any, <|endoftext|>; in a chat the end of a turn as well; none is an error."""
     _, encoding = chat_folder(tmp_path / "m", None, SPECIAL)

@@ -121,7 +121,7 @@ def test_an_overwritten_run_keeps_its_base_and_no_tokenizer_of_another(tmp_path,
 def test_lora_alpha_is_ahead_of_lora_after_sixty_steps(flags, tmp_path, run):
     """Same rank, learning rate, steps and seed: the rule's validation loss is below that of alpha = 2r."""
     for method in ("lora-alpha", "lora"):
-        done = run("--steps", 60, "--method", method, *FAST, *flags, "--out", method, cwd=tmp_path)
+        done = run("--steps", 60, "--eval-every", 60, "--method", method, *FAST, *flags, "--out", method, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert last_loss(tmp_path / "lora-alpha") < last_loss(tmp_path / "lora")
 

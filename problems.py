@@ -369,11 +369,11 @@ def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None 
 
 
 def encode_continuation(encoding: Encoding, text: str) -> list[int]:
-    """Tokens of a text that follows another: without the blank that SentencePiece puts before a text's first word."""
+    """Tokens of a text that follows another and begins with a blank, to which SentencePiece would add one more."""
     if not getattr(encoding, "adds_blank", False):
         return encoding.encode_ordinary(text)
-    first = encoding.encode_ordinary("\n")
-    return encoding.encode_ordinary("\n" + text)[len(first) :]
+    first, both = encoding.encode_ordinary("a"), encoding.encode_ordinary("a" + text)
+    return both[len(first) :] if both[: len(first)] == first else encoding.encode_ordinary(text)
 
 
 def decode(encoding: Encoding, tokens: list[int]) -> str:

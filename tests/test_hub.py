@@ -15,7 +15,7 @@ from transformers import (AutoModelForCausalLM, LlamaConfig, MistralConfig, PreT
 
 from hf import load_config, load_model, load_tokenizer, save_model
 from lora_alpha import GPTConfig
-from problems import begin_token, decode, encode_example
+from problems import begin_token, decode, encode_continuation, encode_example
 
 REAL = Path(__file__).parents[2] / "shared/real"
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -288,6 +288,17 @@ def test_the_tokenizer_is_what_transformers_makes_of_the_folder(tmp_path):
     prompt, answer = encode_example(ours, dict(problem="1 + 1", solution="It is 2."), 2, ours.bos)
     assert [*prompt, *answer] == [*theirs("Problem: 1 + 1\nSolution: It is 2.").input_ids, 2]
     assert decode(ours, answer[:-1]) == " It is 2."
+
+
+def test_a_continuation_loses_nothing_where_blanks_are_collapsed():
+    """T5's kind makes every run of white space one blank: a continuation then keeps all its tokens."""
+    class Blanks:
+        adds_blank = True
+
+        def encode_ordinary(self, text):
+            return [ord(c) for c in "▁" + "▁".join(text.split())]
+
+    assert encode_continuation(Blanks(), " 4 5") == [ord(c) for c in "▁4▁5"]
 
 
 def test_bytes_that_the_vocabulary_lacks_are_dropped(tmp_path):

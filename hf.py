@@ -162,7 +162,7 @@ def read_rope(raw: dict) -> tuple[float, dict | None]:
         need(is_number(value) and value > 0, key, value, "a number above 0")
     for key, value in scaling.items():
         need(raw.get(key, value) == value, key, raw.get(key), f"the {value} of {which}")
-    need(not scaling or scaling["low_freq_factor"] < scaling["high_freq_factor"], which, rope, "low_freq below high_freq")
+    need(not scaling or scaling["low_freq_factor"] < scaling["high_freq_factor"], which, rope, "low below high_freq")
     return theta, scaling or None
 
 

@@ -387,7 +387,7 @@ class JSONTokenizer:
             self.bos = whole.ids[0] if whole.ids[0] != plain.ids[0] else None
         except Exception as error:  # the library raises nothing finer
             raise ValueError(f"{path}: the tokenizers library cannot use it ({error})") from None
-        self.adds_blank = "".join(plain.tokens) != "a"
+        self.adds_blank, self.byte_level = "".join(plain.tokens) != "a", "ByteLevel(" in repr(library.decoder)
         ids, added = library.get_vocab(), library.get_added_tokens_decoder()
         self.texts, self.added = {i: text for text, i in ids.items()}, added.keys()
         self.special_tokens_set = {token.content for token in added.values() if token.special}
@@ -404,7 +404,7 @@ class JSONTokenizer:
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of a token, a blank before its word among them. KeyError for an unknown id."""
         text = self.texts[token]
-        if token not in self.added and "ByteLevel(" in repr(self.library.decoder) and BYTES.keys() >= set(text):
+        if self.byte_level and token not in self.added and BYTES.keys() >= set(text):
             return bytes(BYTES[character] for character in text)
         if re.fullmatch("<0x[0-9A-F]{2}>", text):  # SentencePiece's bytes
             return bytes.fromhex(text[3:5])

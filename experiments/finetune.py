@@ -119,5 +119,5 @@ def best_rate(rows: list[dict], **arm) -> float:
     return min(grid.pick(tuned(rows, **arm).values(), diverged=0), key=lambda row: row["val_loss"])["lr"]
 
 
-if __name__ == "__main__":  # no command of its own: what it is
-    print(__doc__)
+if __name__ == "__main__":  # a module of the other scripts: --help says what it is
+    grid.Parser(description=__doc__).parse_args()

@@ -147,5 +147,5 @@ def stoppable(work):
         sys.exit("\nstopped; the finished runs are kept, and the same command goes on from there")
 
 
-if __name__ == "__main__":  # no command of its own: what it is
-    print(__doc__)
+if __name__ == "__main__":  # a module of the other scripts: --help says what it is
+    Parser(description=__doc__).parse_args()

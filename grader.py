@@ -71,7 +71,7 @@ def last_box(text: str) -> str | None:
 
 def stated(text: str) -> str:
     """The answer that follows "the answer is": a displayed formula, or what stands before the end of the sentence."""
-    text = text[:LONGEST].lstrip(" \t\r\n:*_`")
+    text = text[:LONGEST].replace("...", "…").lstrip(" \t\r\n:*_`")
     sentence = re.split(r"[.](?=\s|[$*]*$|[$*]+\s)|\n|,? (?:because|since|which|where|as)(?:\s|$)", text, maxsplit=1)[0]
     formula = (re.match(r"\$\$(.*?)\$\$|\\\[(.*?)\\\]", text, re.DOTALL)
                or re.fullmatch(r"\$([^$]*)\$|\\\((.*)\\\)", sentence.strip(" *_")))
@@ -178,7 +178,7 @@ def stated_choice(response: str) -> str | None:
 SYMBOLS = {**{s[0]: s[1:] + " " for s in (
     r"×\times ·\cdot ⋅\cdot ÷\div √\sqrt π\pi θ\theta ∞\infty °^\circ ≤\le ≥\ge ≠\ne "
     r"±\pm ∓\mp ∪\cup ∈\in ∅\emptyset ½\frac12 ⅓\frac13 ⅔\frac23 ¼\frac14 ¾\frac34").split()},
-           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), "€": "\\text{euro}"}
+           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), "€": "\\text{euro}", "…": "\\dots "}
 PLAIN = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "0123456789" * 2)
 RENAMED = dict(pair.split() for pair in (
     r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,"
@@ -188,11 +188,17 @@ RENAMED = dict(pair.split() for pair in (
 UNITS = dict(pair.split() for pair in (
     "centimeter cm,centimetre cm,millimeter mm,meter m,metre m,kilometer km,kilometre km,foot ft,feet ft,inch in,"
     "inche in,yard yd,mile mi,gram g,kilogram kg,pound lb,ounce oz,hour hr,minute min,second sec,liter l,"
-    "litre l,gm g,gallon gal,h hr,year yr,deg degree,usd dollar,milesperhour mph,mile/hour mph,mi/h mph").split(","))
-SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml sec min gal am pm deg".split())
-SCALES = dict(hundred="100", thousand="1000", million="1000000", billion="1000000000")
+    "litre l,gm g,gallon gal,h hr,year yr,usd dollar,USD dollar,mL ml,L l,milesperhour mph,mile/hour mph,mi/h mph"
+).split(","))
+SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml mL kW MW mW Mg sec min gal am pm deg".split())
+SCALES = {word: scale for scale, names in zip(
+    "100 10^3 10^6 10^9 10^12 10^15 12 20 144 1/2 1/3 1/4 1/5 1/6 1/7 1/8 1/9 1/10 1/100 1/1000".split(),
+    "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth sixth "
+    "seventh eighth ninth tenth hundredth thousandth".split()) for word in names.split(",")}
+CHANGING = set("squared cubed doubled tripled quadrupled halved factorial negative minus plus below above under over less "
+               "fewer more zero inverse reciprocal repeating recurring remainder off twice thrice not of to by".split())
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
-            "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset dots".split())
+            "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())
 FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())
 SPELLED = FUNCTIONS - {"min", "max", "sec"}  # without a backslash, too; min and sec are units
 ACCENTS = set("overline bar vec hat mathbb mathcal overrightarrow".split())
@@ -205,12 +211,16 @@ TOKEN = re.compile(r"""
           |space|large|bf|mathbf|boldsymbol|bm|mathit|mathsf)(?![a-zA-Z]) )
     | \\(?P<style>text(?:bf|it|rm|sf|normal)?|[mh]box|mathrm|operatorname\*?)\s*\{(?P<words>[^{}]*)\}
     | (?P<environment> \\(?:begin|end)\s*\{[a-zA-Z]*\*?\} )
-    | (?P<based> [0-9A-F]+_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )                                 # 1011_2
+    | (?P<score> (?<![^,;=$\s])(?<![-+*/]\s)[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z)) )  # a date, a score
+    | (?P<based> (?<![0-9A-F])[0-9A-F]+_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )                                 # 1011_2
     | [0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{[0-9]+\}|[0-9]) | [0-9]+(?:\.[0-9]+)? | \.[0-9]+  # numbers
+    | (?P<between> (?<=[\w)}$]\s)(?:to|by|of|is|in|on|at|as|vs|per)(?=\s+[\w(\\$]) )             # 5 to 1, 2 by 3
     | (?P<letters> [a-zA-Z]+ ) | \\[a-zA-Z]+ | \\. | .""", re.VERBOSE | re.DOTALL)
 
 REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
-    (r">=", r"\\ge "), (r"<=", r"\\le "),
+    (r">=", r"\\ge "), (r"<=", r"\\le "), (r"(?:^|(?<=[=($]))\s*~(?=\s*[0-9.\\$])", r"\\approx "),
+    (rf"(?<![0-9.])([0-9]{{0,20}}\.[0-9]{{0,20}}?)([0-9]{{1,12}}?)\2{{1,20}}\s*\\[lc]?dots(?![a-z])",
+     r"\1\\overline{\2}"),                                                          # 0.333... is 1/3
     ("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda run: f"^{{{run[0].translate(PLAIN)}}}"),              # x¹² is x^{12}
     ("[₀₁₂₃₄₅₆₇₈₉]+", lambda run: f"_{{{run[0].translate(PLAIN)}}}"),
     (r"\\\\\s*\[[^\]]{0,9}\]", r"\\\\"),                                            # a row break with its height
@@ -229,7 +239,9 @@ MIXED = re.compile(r"(?<![0-9./^_}])([0-9]+)(?:\s|\\ )+([0-9]+)\s*/\s*([0-9]+)(?
 
 def tokens_of(text: str, thousands: bool = True) -> list[str]:
     """LaTeX or plain mathematics as tokens; a word or unit is a token that begins with a quote."""
-    text = "".join(SYMBOLS.get(c, c) for c in text)
+    text = "".join(SYMBOLS.get(c, c) for c in text.replace("...", "…"))
+    if len(text) > LONGEST:  # now that ½ is \frac12
+        return ['"' + text]
     end = len(text.rstrip(".,;$ \n"))
     text = text[: end + text[:end].endswith("\\")]  # but for \, and \$
     for pattern, new in REWRITTEN:
@@ -239,7 +251,14 @@ def tokens_of(text: str, thousands: bool = True) -> list[str]:
         for pattern in THOUSANDS:
             right = pattern.sub(lambda number: re.sub("[, ]", "", number[0]), right)
     text = MIXED.sub(r"\1\\frac{\2}{\3}", left + equals + right)  # 2 3/4
-    return [token for match in TOKEN.finditer(text) for token in tokens_in(match)]
+    tokens = []
+    for token in (token for match in TOKEN.finditer(text) for token in tokens_in(match)):
+        if token[0].isdigit() and tokens and tokens[-1].isalpha() and tokens[-2:][0][-1].isdigit():
+            tokens[-1] = '"' + tokens[-1]  # 2 x 3: a word between numbers
+        word = token[1:].lower() if token[0] == '"' and tokens and tokens[-1][-1] in "0123456789}" else ""
+        scale = SCALES.get(word, SCALES.get(word.removesuffix("s")))
+        tokens += ["*", *re.findall("[0-9]+|.", scale)] if scale else [token]
+    return tokens
 
 
 def tokens_in(match: re.Match) -> list[str]:
@@ -252,36 +271,37 @@ def tokens_in(match: re.Match) -> list[str]:
         return ["".join(token.split())]
     if match["based"]:
         digits, base = re.sub("[{}]", "", token).split("_")
-        if digits.isalpha() and len(digits) == 1:
-            return [digits, "_", base]  # the name A_1
+        if digits.isalpha():
+            return [digits, "_", base]  # the names A_1 and AB_12
         try:
             return [str(int(digits, int(base) or 1))]  # 1011_2 is 11
         except ValueError:  # 129_2
             return ['"' + token]
-    if not word:
+    if not word and not match["score"] and not match["between"]:
         return ["\\" + token] if token.isdigit() and not token.isascii() else [RENAMED.get(token, token)]  # no digit: ①
 
+    if match["score"] or match["between"]:
+        return ['"' + token]
     if word in SPELLED or letters in ("sqrt", "pi", "theta", "infinity"):
         return [RENAMED.get("\\" + word, "\\" + word)]
     if style and (style.startswith("operatorname") or style == "mathrm" and len(word) == 1):
-        return [word]
+        return [word if len(word) == 1 and word.isalpha() else '"' + word]
     if word.lower() in ("or", "and"):
         return [","]
-    if word.lower() in SCALES:
-        return ["*", SCALES[word.lower()]]
+    if word.lower() in ("degree", "degrees", "deg"):
+        return ['"degree']
     if letters:
         is_word = len(word) > 3 or word in SHORT_UNITS or len(word) == 3 and re.search("[eiouEIOU]", word)
-        return ['"' + word] if is_word else list(word)  # xy is x times y
+        return ['"' + word] if is_word or word.lower() in ("no", "all") else [word]
     if re.search(r"[0-9,;=]|\w\s+(?:and|or)\b|\b(?:and|or)\s+\w", word):  # \text{3 or 4}: mathematics
         return [token for match in TOKEN.finditer(word) for token in tokens_in(match)]
-    return ['"' + "".join(word.split()).rstrip(".")]
+    return ['"' + part.rstrip(".") for part in word.split()]
 
 
 def as_string(tokens: list[str]) -> str:
-    """The normalised string: no blanks but between two numbers, no full stops, (A) as A."""
+    """The normalised string: no blanks but between two numbers, (A) as A."""
     text = "".join(f" {t}" if i and t[0].isdigit() and tokens[i - 1][0].isdigit() else t for i, t in enumerate(tokens))
-    text = re.sub(r"\.(?![0-9])", "", text)
-    text = re.sub(r"([_^])\{(.)\}", r"\1\2", text)
+    text = re.sub(r"([_^])\{(.)\}(?![0-9])", r"\1\2", text)
     return re.sub(r"^(\"?)\((\"?[a-zA-Z])\)$", r"\1\2", text)
 
 
@@ -292,12 +312,15 @@ def without_unit(tokens: list[str]) -> tuple[list[str], str]:
             at = tokens.index(currency)
             return without_unit(tokens[:at] + tokens[at + 1 :])[0], currency[1:]
     # From the end: words, each perhaps with a power, and slashes; something must be left in front of them.
-    shape = "".join("w" if t[0] == '"' else t if t in {*"^/{}"} else "." for t in reversed(tokens))
+    functions = any(t[1:] in FUNCTIONS for t in tokens)  # of which a degree may be the argument's
+    shape = "".join("w" if t[0] == '"' and not (t == '"degree' and functions) else t if t in {*"^/{}"} else "."
+                    for t in reversed(tokens))
     end = len(tokens) - re.match(r"(?:(?:\}.\{\^w|.\^w|w(?!\^)|(?!^)/)(?=.))*", shape).end()
-    if end == len(tokens) or tokens[end - 1] in ("+", "-", "*", "/", "^", "_", "="):
+    words = [t if len(t) < 5 else t.lower() for t in tokens[end:]]  # Mg is not mg
+    if not words or tokens[end - 1] in ("+", "-", "*", "/", "^", "_", "=") or CHANGING & {t[1:].lower() for t in words}:
         return tokens, ""
 
-    unit = re.sub(r'["{}]', "", "".join(tokens[end:])).lower()
+    unit = re.sub(r'["{}]', "", "".join(words))
     unit = re.sub(r"^(?:cubic|cu)\.?(.*)", r"\1^3", unit)
     unit = re.sub(r"^(?:square|sq)\.?(.*)", r"\1^2", unit)
     name, caret, power = unit.partition("^")
@@ -321,16 +344,20 @@ def need(condition: object) -> None:
         raise Undecided
 
 
-# A number that is no Fraction, in one field: modulo p; modulo q = (p - 1)/2, for use as an exponent; whether it counts
-# as positive, as names do. A name is a random number (a square), a function a random function of its argument's value.
-Residue = namedtuple("Residue", "p q positive")
+# A number that is no Fraction, in one field: modulo p; modulo q = (p - 1)/2, for use as an exponent; the names of which
+# it is a product (each one's power is odd, so that with them it counts as positive), or None if it may be negative.
+# A name is a random number (a square), a function a random function of its argument's value.
+Residue = namedtuple("Residue", "p q names")
 
-OPEN, CLOSE = ("(", "[", "{", "\\{", "\\langle", "|("), (")", "]", "}", "\\}", "\\rangle")
+OPEN, CLOSE = ("(", "[", "{", "\\{", "\\langle"), (")", "]", "}", "\\}", "\\rangle")
 ORDERS = {"<": "<", "\\le": "\\le", "\\ne": "\\ne", ">": "<", "\\ge": "\\le"}  # 3 > x is x < 3
 NAMED = re.compile(r"""                                  # what may stand before the = of an answer:
     [a-zA-Z]{1,3}'?(?:_\{?[\w\\]{1,9}\}?)?(?:\([a-zA-Z0-9](?:,[a-zA-Z0-9])*\))?      # x, AB, x_1, f(x), f(3)
     | \((?:[a-zA-Z],)+[a-zA-Z]\) | \{?[a-zA-Z]\}?        # (x,y)
     | \\[a-zA-Z]+(?:\{?[a-zA-Z]{1,3}\}?)? | \"[^0-9]*    # \theta, \overline{AB}, words""", re.VERBOSE)
+
+
+FREE = re.compile(r"[a-z]=[a-z]\([a-z](?:,[a-z])*\)")  # f(x) = ... may be called y = ...
 
 
 def opened(token: str) -> int:
@@ -382,6 +409,7 @@ class Reader:
         if signs:
             sides = [self.read(side) for side in self.split(tokens, set(ORDERS))]
             way = -1 if signs[0] in (">", "\\ge") else 1
+            need(len(signs) == 1 or "\\ne" not in signs and len({sign in (">", "\\ge") for sign in signs}) == 1)
             return "order", [ORDERS[sign] for sign in signs][::way], sides[::way]
         if opened(tokens[0]) == 1 and 0 not in list(accumulate(map(opened, tokens)))[:-1]:  # closed by the last token
             return self.read_enclosed(tokens[0], tokens[1:-1], tokens[-1])
@@ -394,9 +422,13 @@ class Reader:
         if all(token[0] == '"' for token in tokens):
             return "text", "".join(tokens).replace('"', "").lower()
         number, unit = without_unit(tokens)
-        self.tokens, self.at, self.bars = number, 0, False  # bars: whether a | closes the |a| that is being read
+        need("\\infty" not in number or [t for t in number if t not in "+-"] == ["\\infty"])  # there is no \infty - \infty
+        self.tokens = number = [name for t in number for name in (t if t.isalpha() else [t])]  # 2xy is 2 times x times y
+        self.at, self.bars, self.inside = 0, False, False  # bars: whether a | closes the |a| that is being read
         value = self.sum()
-        need(self.at >= len(number))  # more: of a \frac12, whose 12 has become two tokens
+        need(self.at == len(self.tokens))
+        if len(tokens) == 1 and tokens[0].isalpha():
+            return "number", value, unit, tokens  # AB is a name, beside BA
         return "number", value, unit, self.tokens
 
     def read_enclosed(self, first, inner, last):
@@ -409,6 +441,7 @@ class Reader:
         if first == "\\{":
             return "set", self.read_items([part for part in parts if part])
         if len(parts) > 1 and first != "{":
+            need(sum(token in ("\\pm", "\\mp") for token in inner) < 2)  # does one sign follow the other?
             return "tuple", first + last, [self.read(part) for part in parts]
         return self.read(inner)
 
@@ -422,6 +455,7 @@ class Reader:
         if all(self.same(value, values[-1]) for value in values):
             return ("named", names[0], values[-1]) if names else values[-1]
         need(len(sides) == 2 and all(value[0] == "number" for value in values))
+        need(any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in tokens))  # 1 = 2
         return "equation", self.minus(values[0][1], values[1][1]), tokens
 
     def read_matrix(self, begin, inner):
@@ -473,7 +507,7 @@ class Reader:
             elif (token[0].isalnum() or token in ("(", "[", "{", "\\frac", "\\sqrt", "\\binom")
                   or token[1:] in SYMBOLIC or token == "|" and not self.bars or functions and token[1:] in FUNCTIONS):
                 factor, is_number = self.factor()
-                need(not (was_number and token[0].isdigit()))  # two numbers want a sign between them
+                need(not (was_number and is_number))  # two numbers want a sign between them
             else:
                 break
             value = self.times(value, factor)
@@ -483,11 +517,15 @@ class Reader:
         """An atom with its powers and factorials; and whether the atom is a number."""
         start = self.at
         value = self.atom()
-        is_number = self.at == start + 1 and self.tokens[start][0].isdigit()
+        is_number = all(t[0] in "{}.0123456789" for t in self.tokens[start : self.at][:9])
         while self.peek() in ("^", "!", '"degree'):
             token = self.take()
             if token == "!":
-                value = Fraction(math.factorial(self.whole(value, 3000)))
+                step = 2 if self.peek() == "!" and self.take() else 1  # 5!! is 5·3·1
+                need(self.peek() != "!")
+                value = Fraction(math.prod(range(self.whole(value, 3000), 0, -step)))
+            elif token != "^" and self.inside:
+                value = self.degrees(value)
             elif token == "^":
                 value = self.power(value, self.exponent())
         return value, is_number
@@ -550,6 +588,7 @@ class Reader:
         start = self.at
         if token[1:] in ACCENTS:
             self.atom()
+            need(not all(t.isdigit() or t in "{}" for t in self.tokens[start : self.at]))  # a period is no number
             return self.random(token, self.tokens[start : self.at])
         need(token.isalpha() or token[1:] in NAMES)
         if self.peek() == "_":
@@ -558,7 +597,7 @@ class Reader:
                 while self.take() != "}":
                     pass
         subscript = "".join(self.tokens[start : self.at]).replace("{", "").replace("}", "")
-        return self.random("name", token + subscript, positive=True)
+        return self.name(token + subscript)
 
     def mixed(self, whole):
         """2\\frac34 is 2 + 3/4: a whole number right before a proper fraction of digits."""
@@ -570,14 +609,13 @@ class Reader:
 
     def absolute(self):
         """|a|: of a number, or of an expression without names that counts as positive, itself; else unknown."""
-        self.bars, start = True, self.at
+        self.bars = True
         value = self.sum()
         self.bars = False
-        named = any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in self.tokens[start : self.at])
         self.take("|")
         if isinstance(value, Fraction):
             return abs(value)
-        return value if value.positive and not named else self.random("||", min(value.p, self.p - value.p))
+        return value if value.names == frozenset() else self.random("||", min(value.p, self.p - value.p))
 
     def function(self, name):
         """sin x, \\log_2 8, \\tan^2(x): a random function of its argument, and of its base."""
@@ -587,8 +625,17 @@ class Reader:
                 base = self.residues(self.argument()).p
             else:
                 power = self.exponent()
+        if power == -1:
+            name, power = name.replace("\\", "\\arc"), Fraction(1)  # \sin^{-1} x is \arcsin x
+        inside, self.inside = self.inside, True
         value = self.atom() if self.peek() in ("(", "{", "[") else self.product(functions=False)
+        if self.peek() == '"degree' and self.take():
+            value = self.degrees(value)
+        self.inside = inside
         return self.power(self.random(name, base, self.residues(value).p), power)
+
+    def degrees(self, value):
+        return self.times(self.times(value, Fraction(1, 180)), self.name("\\pi"))
 
     # Arithmetic: of two Fractions exact, else of residues.
 
@@ -597,7 +644,7 @@ class Reader:
             return value
         need(isinstance(value, Fraction) and bits(value) <= 280)  # so that no number but 0 vanishes in the field
         n, d = value.numerator, value.denominator
-        return Residue(n * pow(d, -1, self.p) % self.p, n * pow(d, -1, self.q) % self.q, value > 0)
+        return Residue(n * pow(d, -1, self.p) % self.p, n * pow(d, -1, self.q) % self.q, frozenset() if value > 0 else None)
 
     def combine(self, operation, a, b):
         if isinstance(a, Fraction) and isinstance(b, Fraction):
@@ -606,24 +653,27 @@ class Reader:
             return value
         self.spend(2)
         a, b = self.residues(a), self.residues(b)
-        positive = a.positive and b.positive and operation is operator.mul
-        return Residue(operation(a.p, b.p) % self.p, operation(a.q, b.q) % self.q, positive)
+        known = operation is operator.mul and None not in (a.names, b.names) and not a.names & b.names  # x·x is |x|²
+        return Residue(operation(a.p, b.p) % self.p, operation(a.q, b.q) % self.q, a.names | b.names if known else None)
 
     minus, times = partialmethod(combine, operator.sub), partialmethod(combine, operator.mul)
 
-    def random(self, *key, positive=False):
+    def name(self, name):
+        return self.random("name", name, names=frozenset([name]) - {"\\pi"})
+
+    def random(self, *key, names=None):
         """A number that stands for a name or a function of what the key says; a square if it counts as positive."""
         self.spend(10)
         p, q = (int(hashlib.sha512(repr((n, key)).encode()).hexdigest(), 16) % n for n in (self.p, self.q))
-        return Residue(p * p % self.p if positive else p, q, positive)
+        return Residue(p if names is None else p * p % self.p, q, names)
 
     def power(self, base, exponent):
         self.spend(10)
         if not isinstance(exponent, Fraction):  # 2^x: known of a square, whose powers repeat after q
             base = self.residues(base)
             self.spend(90)
-            if base.positive and pow(base.p, self.q, self.p) == 1:
-                return Residue(pow(base.p, exponent.q, self.p), self.random("^", base.p, exponent.q).q, True)
+            if base.names is not None and pow(base.p, self.q, self.p) == 1:
+                return Residue(pow(base.p, exponent.q, self.p), self.random("^", base.p, exponent.q).q, base.names)
             return self.random("^", base.p, exponent.p)
         n, d = exponent.numerator, exponent.denominator
         need((base != 0 or n > 0) and abs(n) <= 10**6 and d <= 1000)
@@ -633,7 +683,7 @@ class Reader:
             return base**n
         try:
             base = self.residues(base)
-            return Residue(pow(base.p, n, self.p), pow(base.q, n, self.q), base.positive and n % 2 == 1)
+            return Residue(pow(base.p, n, self.p), pow(base.q, n, self.q), None if base.names and n % 2 == 0 else base.names)
         except ValueError:  # a division by zero
             raise Undecided from None
 
@@ -648,16 +698,16 @@ class Reader:
                 return self.times(Fraction((-1) ** n), self.power(-base, exponent))
             if base < 0:
                 need(d == 2)
-                i = self.power(self.random("name", "i", positive=True), Fraction(n))
+                i = self.power(self.name("i"), Fraction(n))
                 return self.times(i, self.power(-base, exponent))
         base = self.residues(base)
-        if not base.positive:  # of a sum: its sign is not known
+        if base.names is None:  # of a sum: its sign is not known
             return self.random("root", base.p, exponent)
         self.spend(100)
         if pow(base.p, self.q, self.p) != 1:
             raise NoRoot
         root = pow(base.p, n * pow(d, -1, self.q) % self.q, self.p)
-        return Residue(root, self.random("root", base.q, exponent).q, True)
+        return Residue(root, self.random("root", base.q, exponent).q, base.names)
 
     # ---- Same: two read answers → whether they are equal -------------------------------------------------------------
 
@@ -665,8 +715,9 @@ class Reader:
         """Whether two answers, as read() returns them, are equal."""
         self.spend(10)
         match a, b:
-            case ("named", name, x), ("named", other, y) if name == other or "(" in name + other:
-                return self.same(x, y)  # f(x) = ... may be called y = ...
+            case ("named", name, x), ("named", other, y) if name == other or FREE.fullmatch(f"{min(name, other, key=len)}="
+                                                                                            f"{max(name, other, key=len)}"):
+                return self.same(x, y)
             case (("named", *_), ("named" | "equation", *_)) | (("equation", *_), ("named", *_)):
                 return self.same(self.as_equation(a), self.as_equation(b))
             case ("named", _, x), _:
@@ -675,6 +726,8 @@ class Reader:
                 return self.same(a, y)
             case (("set", x), ("set" | "list", y)) | (("list", x), ("set", y)):
                 return self.covers(x, y) and self.covers(y, x)
+            case ("number", _, _, [x]), ("number", _, _, [y]) if x.isalpha() and y.isalpha():
+                return x == y
             case ("number", x, unit, _), ("number", y, other, _):
                 return (not unit or not other or unit == other) and self.equals(x, y)
             case (("list", x), ("list", y)) | (("union", x), ("union", y)):
@@ -699,6 +752,7 @@ class Reader:
         if value[0] == "equation":
             return value
         _, name, value = value
+        need("(" not in name)  # f(2) is no product
         name = self.read([token for token in re.split(r"(\\[a-zA-Z]+|.)", name) if token])
         need(name[0] == value[0] == "number")
         return "equation", self.minus(name[1], value[1]), []
@@ -800,11 +854,11 @@ def equal(a: str, b: str) -> bool:
         return True
     if max(len(a), len(b)) > LONGEST:
         return False
-    for thousands in (False, True):  # 1,234 may be written 1, 234; as mathematics it is one number
+    for thousands in (False, True) if "," in a + b else (True,):  # 1,234 may be written 1, 234; as mathematics it is one number
         left, right = tokens_of(a, thousands), tokens_of(b, thousands)
         strings = as_string(left), as_string(right)
-        if '"' in strings[0] + strings[1]:  # words: without regard to case
-            strings = [string.lower().replace('"', "") for string in strings]
+        if '"' in strings[0] + strings[1]:  # words: without regard to case, but for units
+            strings = [re.sub(r'"(\w{4,}|(?<!.)\w+)?', lambda w: (w[1] or "").lower(), string) for string in strings]
         if strings[0] == strings[1]:
             return bool(strings[0])
     return len(left) + len(right) < 4000 and same_value(left, right)

@@ -1189,6 +1189,98 @@ def test_a_box_without_braces_ends_at_the_dollar_and_no_box_is_none():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# kinds of answers that were once called equal and are not, and some beside them that are
+
+
+KINDS_OF_PAIRS = {
+    "the inverse of a function is no power": (
+        [(r"\sin^{-1} x", r"\arcsin x"), (r"\tan^{-1}(2)", r"\arctan 2"), (r"\sin^2 x", r"(\sin x)^2"),
+         (r"\cos^{-1}x", r"\arccos(x)"), (r"(\sin x)^{-1}", r"\frac{1}{\sin x}"), (r"\sin^{-1}x", r"\sin^{-1}(x)")],
+        [(r"\sin^{-1} x", r"\frac{1}{\sin x}"), (r"\cos^{-1}(x)", r"1/\cos x"), (r"\tan^{-1} 2", r"(\tan 2)^{-1}"),
+         (r"\ln^{-1} x", r"\frac{1}{\ln x}"), (r"\sin^{-1} x", r"\cos^{-1} x"), (r"\sin^{-2} x", r"\arcsin^2 x")]),
+    "degrees count inside a function": (
+        [(r"30^\circ", "30"), ("30", r"30\text{ degrees}"), (r"\sin 30^\circ", r"\sin(30^{\circ})"),
+         (r"\cos 20°\sin 40°", r"\sin 40^\circ\cos 20^\circ"), (r"2\cos 15^\circ", r"2\cos 15^{\circ}")],
+        [(r"\sin 30^\circ", r"\sin 30"), (r"\cos(60^{\circ})", r"\cos(60)"), (r"\tan 45°", r"\tan 45"),
+         (r"\sin 20^\circ\cos 10", r"\sin 20^\circ\cos 10^\circ"), (r"1+\sin 20^\circ", r"1+\sin 20")]),
+    "words that change a number are no units": (
+        [("2 trillion", "2000000000000"), ("5 dozen", "60"), (r"2\text{ thirds}", r"\frac23"), ("3 quarters", "0.75"),
+         ("5 hundredths", "0.05"), ("5 score", "100"), ("5 apples", "5"), (r"7\text{ right triangles}", "7"),
+         ("3 Million", "3,000,000"), ("2.5 thousand", "2500"), ("3 tenths", "0.3"), ("2 gross", "288")],
+        [("2 trillion", "2"), ("5 dozen", "5"), ("2 thirds", "2"), ("3 quarters", "3"), ("5 hundredths", "5"),
+         ("5 score", "5"), ("5 squared", "5"), (r"5\text{ doubled}", "5"), ("5 factorial", "5"), ("5 negative", "5"),
+         (r"10\text{ below zero}", "10"), ("5 half", "5"), (r"5\text{ and a half}", "5"), ("5 cubed", "5"),
+         ("5 degrees below zero", "5"), ("5 tripled", "5"), ("5 halves", "5"), ("5 eighths", "5"), ("0.3 repeating", "0.3"),
+         ("4 plus", "4"), ("6 inverse", "6"), (r"3\text{ less}", "3"), ("7 or so", "7"),
+         ("2 million dollars", r"\$2"), ("5 minus", "5"), ("8 quadrillion", "8"), ("5 in base six", "5 in base two")]),
+    "units that differ by case alone": (
+        [("5 mg", "5"), ("5 MW", "5 MW"), ("5 Hours", "5 hours"), ("5 CM", "5 CM"), ("5 mL", r"5\text{ ml}"),
+         (r"5\text{ KM}", r"5\text{ KM}"), ("5 USD", "5 dollars")],
+        [("5 Mg", "5 mg"), ("5 MW", "5 mW"), (r"5\text{ Mg}", r"5\text{ mg}"), (r"5\text{ MW}", r"5\text{ mW}"),
+         (r"5\,\mathrm{Mm}", r"5\,\mathrm{mm}"), (r"5\text{ Gb}", r"5\text{ GB}"), (r"5\text{ MHz}", r"5\text{ mHz}"),
+         (r"5\,\mathrm{PW}", r"5\,\mathrm{pW}")]),
+    "a bare run of letters is a name": (
+        [("xy", r"y\cdot x"), ("2xy", "2yx"), ("ax+by", "by+xa"), ("x y", "y x"), ("AB", r"\text{AB}"),
+         ("VI", "VI"), (r"\frac{ab}{c}", r"\frac{ba}{c}"), ("cat", r"\text{cat}"), ("11_{12}", "13")],
+        [("no", "on"), ("cat", "act"), ("VI", "IV"), ("BAC", "CAB"), ("AB_{12}", "131"), ("XL", "LX"), ("AB", "ab"),
+         ("AB_{12}", "BA_{12}"), (r"\text{no}", "on"), ("(no,on)", "(on,no)"), ("x=ab", "x=ba"), ("ABC", "CBA"),
+         ("cat, 5", "act, 5"), ("dog", "god"), ("was", "saw"), (r"\angle BAC", r"\angle CAB"), ("ABC_{16}", "2748"),
+         (r"\triangle ABC", r"\triangle ACB")]),
+    "words between two numbers": (
+        [("5 to 1", "5 to 1"), ("5 to 1", r"5\text{ to }1"), ("2 by 3", "2  by  3"), ("8-3=5", "5"), ("8 - 3", "5"),
+         ("2020-05-01", "2020-05-01"), ("x-3-2", "x-5"), ("2^{3-2}", "2"), ("(3-2)x", "x")],
+        [("5 to 1", "1 to 5"), ("2 by 3", "3 by 2"), ("5 of 6", "6 of 5"), ("5 out of 6", "6 out of 5"),
+         ("5to1", "1to5"), ("2020-05-01", "2014"), ("3-2", "1"), ("3-2", "4-3"), ("3–2", "1"), ("3 vs 2", "2 vs 3"),
+         ("5 is 6", "6 is 5"), ("1 in 6", "6 in 1"), ("2 x 3", "3 x 2"), ("2x3", "3x2"), ("1/2/2020", "2/4/2020"),
+         (r"5\text{ to }1", r"1\text{ to }5"), ("3-2, 5-1", "1, 4"), ("1-0", "1"), ("7 per 2", "2 per 7"),
+         ("x to y", "y to x"), ("a of b", "b of a"), ("5 ft 6 in", "6 ft 5 in"), ("05-01-2020", "-2016")]),
+    "dots and repeating bars": (
+        [("0.333...", r"\frac13"), ("0.999...", "1"), (r"0.1666\ldots", r"\frac16"), ("0.1212…", r"\frac{4}{33}"),
+         (r"0.\overline{3}", "1/3"), ("3.14...", r"3.14\ldots"), (r"1,2,3,\ldots", r"1, 2, 3, \dots"),
+         (r"1,2,3,\dots", "1,2,3,..."), (r"0.\bar{3}", "0.333..."), ("2.333...", r"\frac73")],
+        [("0.333...", "0.333"), ("0.999...", "0.999"), (r"1,2,3,\ldots", "1,2,3"), ("1,2,3,...", "1,2,3"),
+         (r"0.\overline{3}", r"0\overline{3}"), (r"0\overline{3}", "0"), ("3.14...", "3.14"), (r"3.14\dots", "3.14"),
+         (r"\{1,2,\ldots\}", r"\{1,2\}"), (r"\{1,2,\ldots\}", r"\{2,1,\ldots\}"), ("0.3…", "0.3"),
+         (r"1.5\overline{0}", r"15\overline{0}"), (r"0.3\overline{3}", r"0.3"), ("1,...,9", "9,...,1")]),
+    "braces and points are kept": (
+        [("x^{2}", "x^2"), ("x_{1}", "x_1"), (r"\sqrt{4x}", r"2\sqrt{x}"), (r"\sqrt{\pi\cdot\pi}", r"\pi"),
+         (r"\sqrt{xy}", r"\sqrt{yx}"), (r"\sqrt{2x}", r"\sqrt2\sqrt x"), (r"\sqrt{x^3y}", r"\sqrt{yx^3}")],
+        [("x^{2}3", "x^{23}"), ("x^{2}3", "x^23"), ("a_{1}2?", "a_{12}?"), ("a_{1}2?", "a_12?"), ("{2}3", "6"),
+         (r"\sqrt{x\cdot x}", "x"), (r"\sqrt{xxy}", r"x\sqrt{y}"), (r"\sqrt{x^2y}", r"x\sqrt y"), ("1.5?", "15?"),
+         (r"\sqrt{x\cdot x\cdot y\cdot y}", "xy"), (r"\sqrt{\frac{x}{x^{-1}}}", "x"), ("2.x?", "2x?"),
+         (r"\sqrt{\sqrt{x}\sqrt{x}\cdot x}", "x"), (r"\sqrt{x^{2}}", "x"), (r"\sqrt{2xx}", r"x\sqrt2")]),
+    "the double factorial": (
+        [("5!!", "15"), ("6!!", "48"), ("5!", "120"), ("(3!)!", "720"), ("0!!", "1")],
+        [("3!!", "720"), ("5!!", "120"), ("4!!!", "24"), ("5!!", "5!"), ("4!!", "24")]),
+    "what has a number on its left is not free": (
+        [("f(2)=5", "5"), ("f(2)=5", "f(2)=5"), ("P(A)=.5", r"P(A)=\frac12"), ("f(x)=x+1", "y=x+1"), ("f(2)=5", "5=f(2)")],
+        [("f(2)=5", "f(3)=5"), ("P(A)=.5", "P(B)=.5"), ("1=2", "3=4"), ("f(2)=5", "y=5"), ("f(2)=5", "g(2)=5"),
+         ("1=2", "1"), ("P(A)=.5", "y=.5"), ("a_1=5", "a_2=5"), (r"\sqrt2=0", r"\sqrt3=0"), ("2+2=5", "3+3=7"),
+         ("f(a)=5", "f(b)=5"), (r"\sin 2=1", r"\sin 3=1"), ("x=5, x=6", "y=5, y=6")]),
+    "orders, infinity and what is no number": (
+        [("1<x<3", "3>x>1"), (r"(-\infty,3)", r"(-\infty, 3)"), (r"\infty", r"+\infty"), (r"-\infty", r"-\infty"),
+         (r"3\pm 1", "2, 4"), ("5~cm", "5"), (r"\{\pm1\}", r"\{1,-1\}")],
+        [("1<x>3", "1<x<3"), (r"1\le x\ge 3", r"1\le x\le 3"), (r"\infty-\infty", "0"), (r"\infty/\infty", "1"),
+         (r"\frac{\infty}{\infty}", "1"), ("~5", "5"), (r"\infty-\infty", r"2\infty-2\infty"), ("x=~5", "5"),
+         (r"(\pm 1,\pm 2)", r"(\mp1,\pm2)"), (r"(\pm 1, \pm 2)", r"(\pm 2, \pm 1)"), (r"0\cdot\infty", "0"),
+         (r"\infty", r"-\infty"), (r"\infty^0", "1"), ("~ 5", "5"), (r"(\pm1,\pm2)", r"(\pm1,\mp2)"), ("1<x>3", "3<x>1"),
+         (r"\infty", r"2\infty"), (r"x\ne1\ne2", r"x\ne2\ne1")]),
+    "what is left over is not passed over": (
+        [(r"-\frac13", r"-\frac{1}{3}"), (r"\frac12x", r"\frac{x}{2}"), (r"-\frac13&", r"-\frac13&")],
+        [(r"-\frac13&", r"-\frac13"), (r"\frac12)", "0.5"), (r"\frac12?", "0.5"), (r"\operatorname{|(}1)", "1"),
+         (r"\frac34@", "0.75"), (r"\frac12'", "0.5"), (r"\frac12:3", "0.5"), (r"\operatorname{(}1)", "1")]),
+}
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), [
+    pytest.param(*pair, right, id=f"{kind}: {pair[0]} and {pair[1]}")
+    for kind, pairs in KINDS_OF_PAIRS.items() for right, some in zip((True, False), pairs) for pair in some])
+def test_kinds_of_answers(answer, gold, right):
+    """Each kind has more members than these: it is the rule that is meant."""
+    assert same(answer, gold) is right and same(answer, answer) is same(gold, gold) is True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # the command, and the file by itself
 
 

@@ -5,6 +5,7 @@ import builtins
 import functools
 import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -742,7 +743,6 @@ def test_the_way_an_answer_is_written_makes_no_difference(ways, data):
     plain = data.draw(st.sampled_from(ways))
     text = data.draw(st.sampled_from(DRESSINGS)).format(data.draw(st.sampled_from(ways)))
     text = data.draw(st.sampled_from(OUTER)).format(text)
-    assume(not re.search(r"\\,\d+,\d", text))  # a known gap: in \,1,000 the first comma hides the second
     assert same(text, plain) is True
 
 
@@ -865,6 +865,29 @@ def test_any_string_of_fragments_equals_itself(items):
     assert is_correct(boxed(text), text, "math") is True
 
 
+VOCABULARY = [
+    *grader.RENAMED, *grader.SYMBOLS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
+    *grader.SCALES, *sorted(grader.CHANGING), *("\\" + name for name in sorted(grader.SYMBOLIC | grader.FUNCTIONS)),
+    r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{array}{c}", r"\end{array}",
+    r"\\", "&", r"\frac", r"\frac12", r"\frac{1}{2}", r"\sqrt", r"\sqrt[3]", r"\binom", r"\pm", r"\cup", r"\in", r"\text{",
+    r"\text{3 or 4}", r"\text{word}", r"\operatorname{", r"\operatorname{1a}", r"\operatorname{é}", r"\mathrm{", r"\mathrm{²}",
+    r"\mathrm{٣}", r"\mathrm{2}", *"|^_!-+*/.~:?\"',;= ", *"012xyei", "10", "0.5", ".5", "1,000", "AB", "no", "word", "f(x)",
+    "f(2)=", "P(A)=", "²", "٣", "é", "₂", "\u200b", "1011_2", "A5_{11}", "(3", r"0.\overline{3}", "0.333...", "2020-05-01",
+]
+
+
+@pytest.mark.parametrize("count", [10_000, pytest.param(300_000, marks=pytest.mark.thorough)])
+def test_no_string_of_the_grammars_own_tokens_raises(count):
+    """What is compared, what is shown and what is read as a number."""
+    draw = random.Random(16)
+    for i in range(count):
+        text, other = ("".join(draw.choices(VOCABULARY, k=draw.randint(1, 8))) for _ in range(2))
+        assert grader.equal(text, other) in (True, False)
+        if i % 10 == 0:
+            assert grader.equal(text, text) is True
+            assert all(type(grader.reading(text, kind)) is str for kind in KINDS)
+
+
 @pytest.mark.parametrize("payload", [
     "__import__('os').mkdir({path!r})", "open({path!r}, 'w')", "__import__('pathlib').Path({path!r}).touch()",
     "exec(\"open({path!r}, 'w')\")",
@@ -914,7 +937,7 @@ REPEATED = [
     "(A) ", "a ", "####", "#### 1", "7", "1+", "x+", "xy", "1,", "1,234,", ".", "(", "((1,2),", r"\left(", r"\frac{",
     r"\frac", r"\frac{1}{", r"\sqrt", r"\sqrt[3]{", "9^", "9^{", "(x+1)", "1/", "x=", ",", " ", "\n", "\\", r"\\",
     r"\,", "$", "%", "**", "-", "−", r"\pm1", r"\text{", r"\text{a}", r"\begin{pmatrix}", r"1&2\\", "cm ", "word ", "é",
-    "½", "\x00",
+    "½", "\x00", "A1", "a1", "1A", "½x", "x²", "€", "…", "0.3…", "1-", "1/1/", "2 x ", "5 dozen ", "(A1", "A1_", "!!", "~5",
 ]
 GOLD = {"math": r"\frac{x+1}{2}", "gsm8k": "1,234", "choice": "B"}
 
@@ -929,6 +952,8 @@ def test_a_megabyte_of_one_fragment_is_graded_in_time(fragment, size):
     for kind in KINDS:
         for frame in frames[kind]:
             timed(frame.format(text), GOLD[kind], kind)
+    text = text[:grader.LONGEST]
+    timed(boxed(text), text + "1", "math")
 
 
 def nest(left, core, right, size=BIG - 20):
@@ -1153,7 +1178,7 @@ def test_a_number_that_is_zero_in_every_field_is_not_zero():
     ("x!", "x", False),
     (r"\binom52", "10", True), ("|-3|", "3", True), (r"|1-\sqrt2|", r"\sqrt2-1", False),
     (r"|1-\sqrt2|", r"1-\sqrt2", False), (r"|\pi|", r"\pi", True),
-    ("|x-y|", "|y-x|", True), (r"\log_2 8", r"\log_2(8)", True), (r"\log_2 8", r"\log_3 8", False),
+    ("|x-y|", "|y-x|", True), (r"\log_2 8", r"\log_2(8)", True), (r"\log_2 8", r"\log_3 8", False), (r"\log_2 x", r"\log_3 x", False),
     (r"\sin^2 x", r"(\sin x)^2", True), (r"\sin 2x\cos x", r"\cos x\sin(2x)", True), (r"\sin x", r"\cos x", False),
     ("2^x", "2^{x}", True), (r"2^x\cdot2^y", "2^{x+y}", True), ("2^x", "2^y", False), ("(x-y)^z", "(x-y)^{z}", True),
     (r"\sqrt[3]{-8}", "-2", True), (r"(-8)^{2/3}", "4", True), (r"\sqrt[3]{-2}", r"-\sqrt[3]{2}", True),
@@ -1164,7 +1189,7 @@ def test_a_number_that_is_zero_in_every_field_is_not_zero():
     ("5 square feet", r"5\text{ ft}^2", True), ("5 cubic feet", r"5\text{ ft}^{2}", False), ("5 units", "5", True),
     (r"\$5", "5 euro", False), (r"-\$5", "-5", True), ("5 mile/hour", "5 mph", True), ("1+cm", "1", False),
     (r"\$\$ 5", "5", True), ("9" * 300 + "x", "9" * 299 + "8x", False), (r"\mp 1", "1, -1", True),
-    ("y=5", "2y=10", False), ("f(x)=x+1", "y=x+1", True), ("f(x)=x+1", "f(x)=x-1", False),
+    ("y=5", "2y=10", True), ("f(x)=x+1", "y=x+1", True), ("f(x)=x+1", "f(x)=x-1", False),
     ("2^2^3", "256", True), ("2^2^3", "64", False), ("(1,234)", "1234", False), (r"\{1,234\}", r"\{1234\}", False),
     ("y=(1,2)", "(1,2)=x", False), (r"\text{a}=5", "x+y=5", False), (r"\{1,2\},3", r"3,\{2,1\}", True),
 ])
@@ -1269,6 +1294,44 @@ KINDS_OF_PAIRS = {
         [(r"-\frac13", r"-\frac{1}{3}"), (r"\frac12x", r"\frac{x}{2}"), (r"-\frac13&", r"-\frac13&")],
         [(r"-\frac13&", r"-\frac13"), (r"\frac12)", "0.5"), (r"\frac12?", "0.5"), (r"\operatorname{|(}1)", "1"),
          (r"\frac34@", "0.75"), (r"\frac12'", "0.5"), (r"\frac12:3", "0.5"), (r"\operatorname{(}1)", "1")]),
+    "numbers as models write them": (
+        [("1e3", "1000"), ("2.5e-3", "0.0025"), ("10**3", "1000"), ("2**-1", "0.5"), ("=5", "5"), ("= 5", "5"),
+         (r"\sqrt{0}", "0"), (r"\pm 0", "0"), ("５", "5"), ("（１，２）", "(1,2)"), (r"{1\over 2}", "0.5"), (r"{5\choose 2}", "10"),
+         (r"\nicefrac{1}{2}", "0.5"), (r"\textcolor{red}{5}", "5"), (r"\underline{5}", "5"), (r"{\color{blue} 5}", "5"),
+         (r"\color{blue}{\frac12}", "0.5"), ("**5**", "5"), ("\u200b5", "5"), ("5\ufeff", "5"), ("1\u2009000", "1000"),
+         ("1\u202f000\u202f000", "1000000"), (r"\,1,000", "1000"), ("10^3", "1E3"), ("12\u00a0345", "12345")],
+        [("1e3", "1e4"), ("1e3", "3"), ("10**3", "30"), ("{1\\over 2}", "2"), ("1\u200923", "123"), ("2e", "2")]),
+    "units of one letter, and spelled out": (
+        [("5 m", "5"), ("5 m", r"5\text{ meters}"), ("5 s", "5 seconds"), ("5 L", "5 liters"), ("5 g", "5 grams"),
+         ("5 h", "5 hours"), ("60 km/h", "60"), ("60 km/h", r"60\text{ kilometers per hour}"), ("3 m/s", "3"),
+         ("3 m/s", "3 meters per second"), ("5 sq ft", "5 square feet"), (r"\$0.50", "50 cents"), ("50¢", "0.5 dollars"),
+         ("50 cents", "50"), ("60 miles/hour", "60 mph"), (r"9.8\ m/s^2", r"9.8\text{ m/s}^2"), ("5m", "m5"), ("5 m", "5m"),
+         (r"50\text{ cents}", r"\$.50"), ("5 cu ft", "5 cubic feet"), (r"\frac12 m", "0.5")],
+        [("5 m", "5 s"), ("5 m", "5 km"), ("3 m/s", "3 km/h"), (r"\$50", "50 cents"), ("5m", "5"), ("2m + 3 s", "2m+3"),
+         ("5 m", "5 m^2"), ("60 km/h", "60 mph"), ("5 x", "5"), ("5 g", "5 mg")]),
+    "words in any case, in \\text or not": (
+        [("No", r"\text{no}"), ("no", "No"), ("YES", r"\text{Yes}"), ("Odd", "odd"), ("none", r"\textbf{None}"), ("ALL", "all")],
+        [("no", "yes"), ("No", "on"), ("odd", "even")]),
+    "values of functions": (
+        [(r"\sin\frac{\pi}{6}", r"\frac12"), (r"\cos 0", "1"), (r"\cos\pi", "-1"), (r"\tan 60^\circ", r"\sqrt3"),
+         (r"\sin 45^\circ", r"\frac{\sqrt2}{2}"), (r"\sec 60°", "2"), (r"\cot\frac{\pi}{4}", "1"), (r"\cos 120^\circ", "-0.5"),
+         (r"\sin(-\frac{\pi}{2})", "-1"), (r"\log_2 8", "3"), (r"\ln e", "1"), (r"\log 100", "2"), (r"\log_{10} x", r"\log x"),
+         (r"\log_3\frac19", "-2"), (r"\ln 1", "0"), (r"\ln e^2", "2"), (r"\exp x", "e^x"), (r"\arcsin\frac12", r"\frac{\pi}{6}"),
+         (r"\sin^{-1}(1)", r"\frac{\pi}{2}"), (r"\arccos(-1)", r"\pi"), (r"\tan^{-1} 1", r"\pi/4"), ("i^2", "-1"), ("i^3", "-i"),
+         ("1/i", "-i"), (r"i\cdot i", "-1"), (r"\gcd(12,18)", "6"), (r"\operatorname{lcm}(4,6)", "12"), (r"\max(1,2)", "2"),
+         ("(1+i)^2", "2i"), ("i(2-i)", "1+2i"), (r"\frac{1}{1+i}", r"\frac{1-i}{2}"), (r"2i\sqrt2", r"\sqrt{-8}"),
+         (r"\frac{\sqrt2}{1-i}", r"\frac{\sqrt2+i\sqrt2}{2}"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "-2"),
+         (r"|3+4i|", r"|4-3i|")],
+        [(r"\sin\frac{\pi}{6}", r"\frac13"), (r"\cos 1", "1"), (r"\log_2 8", "4"), (r"\log x", r"\ln x"), (r"\tan 90^\circ", "0"),
+         (r"\gcd(12,18)", "12"), ("i", "1"), ("i", "-i"), ("(1+i)^2", "2"), ("x^2", "-1"), (r"\sin 30", r"\frac12"), ("i_1^2", "-1"),
+         (r"\sin 0.5236", "0.5"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}")]),
+    "equations, inequalities and sets said otherwise": (
+        [("2y=4x+2", "y=2x+1"), ("x+y=1", "-3x-3y=-3"), ("x=5", "2x=10"), (r"x\ne 3", r"3\ne x"), (r"(3,\infty)", "x>3"),
+         (r"(-\infty,3]", r"x\le 3"), ("[1,2)", r"1\le x<2"), (r"\{5\}", "5"), ("(a,b)=(1,2)", "a=1, b=2"),
+         ("(x,y)=(1,2)", "(1,2)"), ("(a,b)=(1,2)", "b=2,a=1"), ("1a_{16}", "1A_{16}"), (r"3<x", r"(3,\infty)")],
+        [("2y=4x+2", "y=2x+2"), ("x=5", "2x=5"), (r"x\ne3", r"y\ne3"), (r"(3,\infty)", r"x\ge3"), (r"[3,\infty)", "x>3"),
+         (r"(3,\infty)", "x<3"), (r"\{5,6\}", "5"), (r"\{5\}", "6"), ("(a,b)=(1,2)", "a=2,b=1"), ("(1,2)", "1<x+1<2"),
+         ("y=x^2", "xy=x^3"), ("1a_{16}", "1b_{16}"), ("(a,b)=(1,2)", "a=1"), (r"(1,2)", r"x\ne1"), ("x+y=1", "x+y=2")]),
 }
 
 

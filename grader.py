@@ -178,19 +178,20 @@ def stated_choice(response: str) -> str | None:
 SYMBOLS = {**{s[0]: s[1:] + " " for s in (
     r"×\times ·\cdot ⋅\cdot ÷\div √\sqrt π\pi θ\theta ∞\infty °^\circ ≤\le ≥\ge ≠\ne "
     r"±\pm ∓\mp ∪\cup ∈\in ∅\emptyset ½\frac12 ⅓\frac13 ⅔\frac23 ¼\frac14 ¾\frac34").split()},
-           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), "€": "\\text{euro}", "…": "\\dots "}
+           **{chr(i): chr(i - 0xFEE0) for i in range(0xFF01, 0xFF5F)},  # full width
+           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), **dict.fromkeys("\u200b\u2060\ufeff", ""),
+           **dict.fromkeys("\u00a0\u2009\u202f", " "), "€": "\\text{euro}", "¢": "\\text{cent}", "…": "\\dots "}
 PLAIN = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "0123456789" * 2)
 RENAMED = dict(pair.split() for pair in (
-    r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,"
+    r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\nicefrac \frac,\sfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,"
     r"\geqslant \ge,\lt <,\gt >,\neq \ne,\varnothing \emptyset,\lbrace \{,\rbrace \},\lvert |,\rvert |,\vert |,"
     r"\lbrack [,\rbrack ],\dbinom \binom,\tbinom \binom,\ldots \dots,\cdots \dots,\infinity \infty,\varphi \phi,"
     r'\bigcup \cup,\colon :,\% "percent,% "percent,\$ "dollar,\degree "degree').split(","))
 UNITS = dict(pair.split() for pair in (
     "centimeter cm,centimetre cm,millimeter mm,meter m,metre m,kilometer km,kilometre km,foot ft,feet ft,inch in,"
-    "inche in,yard yd,mile mi,gram g,kilogram kg,pound lb,ounce oz,hour hr,minute min,second sec,liter l,"
-    "litre l,gm g,gallon gal,h hr,year yr,usd dollar,USD dollar,mL ml,L l,milesperhour mph,mile/hour mph,mi/h mph"
-).split(","))
-SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml mL kW MW mW Mg sec min gal am pm deg".split())
+    "inche in,yard yd,mile mi,gram g,kilogram kg,pound lb,ounce oz,hour hr,minute min,second s,liter l,"
+    "litre l,gm g,gallon gal,h hr,s s,sec s,year yr,USD dollar,mL ml,L l,mph mi/hr,kph km/hr").split(","))
+SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml mL kW MW mW Mg sec min gal am pm sq cu".split())
 SCALES = {word: scale for scale, names in zip(
     "100 10^3 10^6 10^9 10^12 10^15 12 20 144 1/2 1/3 1/4 1/5 1/6 1/7 1/8 1/9 1/10 1/100 1/1000".split(),
     "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth sixth "
@@ -206,9 +207,9 @@ SYMBOLIC = NAMES | ACCENTS
 
 TOKEN = re.compile(r"""
     (?P<skip> \s+ | [$~] | \\(?:left|right)\s*\. | \\[,;:!> ()\[\]]                            # no meaning
-      | \\[hv]?phantom\s*(?:\{[^{}]*\}|[^\\{]) | \\[hm]space\*?\s*\{[^{}]*\} | \\\Z
+      | \\(?:text)?color\s*\{[a-zA-Z]*\} | \\[hv]?phantom\s*(?:\{[^{}]*\}|[^\\{]) | \\[hm]space\*?\s*\{[^{}]*\} | \\\Z
       | \\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad|(?:neg)?(?:thin|med|thick)space|enspace
-          |space|large|bf|mathbf|boldsymbol|bm|mathit|mathsf)(?![a-zA-Z]) )
+          |space|large|bf|mathbf|boldsymbol|bm|underline|mathit|mathsf)(?![a-zA-Z]) )
     | \\(?P<style>text(?:bf|it|rm|sf|normal)?|[mh]box|mathrm|operatorname\*?)\s*\{(?P<words>[^{}]*)\}
     | (?P<environment> \\(?:begin|end)\s*\{[a-zA-Z]*\*?\} )
     | (?P<score> (?<![^,;=$\s])(?<![-+*/]\s)[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z)) )  # a date, a score
@@ -218,6 +219,12 @@ TOKEN = re.compile(r"""
     | (?P<letters> [a-zA-Z]+ ) | \\[a-zA-Z]+ | \\. | .""", re.VERBOSE | re.DOTALL)
 
 REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
+    (r"\s*\*\*(.*)\*\*\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[1] or ""),               # **5**, =5
+    (r"\*\*", "^"), (r"(?<![\w.])([0-9.]{1,40})[eE]([+-]?[0-9]{1,9})(?!\w)", r"\1*10^{\2}"),  # 10**3, 1e3
+    (r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}",
+     lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}"),
+    (r"^((?:[^a-zA-Z+=]|\\d?frac|\\sqrt)*[0-9})])(?:\s|\\[,; ]|~)+((?:[msLgh]|km)(?:/(?:h|s|min))?)(?![a-zA-Z/])"
+     r"(?=\s*(?:\^\{?[0-9]\}?)?[\s$.]*\Z)", r"\1\\text{\2}"),                                # 5 m, 9.8 m/s^2
     (r">=", r"\\ge "), (r"<=", r"\\le "), (r"(?:^|(?<=[=($]))\s*~(?=\s*[0-9.\\$])", r"\\approx "),
     (rf"(?<![0-9.])([0-9]{{0,20}}\.[0-9]{{0,20}}?)([0-9]{{1,12}}?)\2{{1,20}}\s*\\[lc]?dots(?![a-z])",
      r"\1\\overline{\2}"),                                                          # 0.333... is 1/3
@@ -230,6 +237,7 @@ REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
     (r"(?:\\(?:text|mathrm)\s*\{|\()([0-9A-F]+)[})](?=\s*_)", r"\1"),               # \text{A5}_{11}, (43)_5
     (r"(?i)(?<=[0-9])((?:\s|\\ |~|\\text\s*\{)*)([ap])\.?m\b\.?", lambda m: f"{m[1]} {m[2].lower()}m"),  # 4:30 P.M.
     (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,\\!|\\,)\s{0,3}(?=[0-9]{3}(?![0-9]))", ""),      # 10{,}000, 10,\!000 and 10\,000
+    (r"(?<!\\)\\,", " "),
 ]]
 BRACKETED = re.compile(r"[(\[]|\\\{|\\langle|\\begin")
 THOUSANDS = [re.compile(rf"(?<![0-9.,^_])(?<![\^_]{{)[1-9][0-9]{{0,2}}(?:{comma}[0-9]{{3}})+(?!,?[0-9])")
@@ -320,12 +328,11 @@ def without_unit(tokens: list[str]) -> tuple[list[str], str]:
     if not words or tokens[end - 1] in ("+", "-", "*", "/", "^", "_", "=") or CHANGING & {t[1:].lower() for t in words}:
         return tokens, ""
 
-    unit = re.sub(r'["{}]', "", "".join(words))
+    unit = re.sub(r'["{}]', "", "".join("/" if word == '"per' else word for word in words))
     unit = re.sub(r"^(?:cubic|cu)\.?(.*)", r"\1^3", unit)
     unit = re.sub(r"^(?:square|sq)\.?(.*)", r"\1^2", unit)
-    name, caret, power = unit.partition("^")
-    name = UNITS.get(name, UNITS.get(name.removesuffix("s"), name.removesuffix("s")))
-    return tokens[:end], "" if name == "unit" else name + caret + power
+    unit = re.sub(r"[a-zA-Z]+", lambda name: UNITS.get(name[0], UNITS.get(n := name[0].removesuffix("s"), n)), unit)
+    return tokens[:end], re.sub(r"^unit\b", "", unit)
 
 
 # ---- Parts: tokens → (kind, its parts ...) ---------------------------------------------------------------------------
@@ -417,8 +424,9 @@ class Reader:
         if matrix is not None:
             return self.read_multiple(tokens[:matrix], tokens[matrix:])
         if {"\\pm", "\\mp"} & set(tokens):
-            return "list", [self.read([{"\\pm": up, "\\mp": down}.get(token, token) for token in tokens])
-                            for up, down in ("+-", "-+")]
+            two = [self.read([{"\\pm": up, "\\mp": down}.get(token, token) for token in tokens])
+                   for up, down in ("+-", "-+")]
+            return two[0] if self.same(*two) else ("list", two)
         if all(token[0] == '"' for token in tokens):
             return "text", "".join(tokens).replace('"', "").lower()
         number, unit = without_unit(tokens)
@@ -628,11 +636,39 @@ class Reader:
         if power == -1:
             name, power = name.replace("\\", "\\arc"), Fraction(1)  # \sin^{-1} x is \arcsin x
         inside, self.inside = self.inside, True
+        base = self.name("e").p if name == "\\ln" else self.residues(Fraction(10)).p if name == "\\log" and not base else base
         value = self.atom() if self.peek() in ("(", "{", "[") else self.product(functions=False)
         if self.peek() == '"degree' and self.take():
             value = self.degrees(value)
         self.inside = inside
-        return self.power(self.random(name, base, self.residues(value).p), power)
+        if name == "\\exp":
+            return self.power(self.name("e"), value)
+        return self.power(self.known(name, base, self.residues(value).p) or self.random(
+            name.replace("\\ln", "\\log"), base, self.residues(value).p), power)
+
+    def known(self, name, base, x):
+        """The value at an exact point, or None: \\log_2 8, \\sin\\frac{\\pi}{6}, \\arcsin\\frac12."""
+        if name in ("\\log", "\\ln"):
+            self.spend(40)
+            return next((Fraction(n) for n in range(-20, 21) if pow(base, n, self.p) == x), None)
+        unit = self.times(Fraction(1, 12), self.name("\\pi"))
+        if name in ("\\arcsin", "\\arccos", "\\arctan"):
+            points = range(0, 13) if name == "\\arccos" else range(-6, 7)
+            values = ((k, self.trig(name[4:], k)) for k in points)
+            return next((self.times(unit, Fraction(k)) for k, y in values if y is not None and self.residues(y).p == x), None)
+        k = x * pow(unit.p, -1, self.p) % self.p
+        k = k - self.p if 2 * k > self.p else k
+        return self.trig(name[1:], k) if abs(k) < 10**6 and name[1:] in ("sin", "cos", "tan", "cot", "sec", "csc") else None
+
+    def trig(self, name, k):
+        """A trigonometric function at k·π/12, None where its value is not the root of a fraction."""
+        if name in ("sin", "cos"):
+            k = (k + 6 * (name == "cos")) % 24
+            square = {0: 0, 2: 1, 3: 2, 4: 3, 6: 4}.get(min(k % 12, 12 - k % 12))
+            return square if square is None else self.times(Fraction((-1) ** (k // 12)), self.power(Fraction(square, 4), Fraction(1, 2)))
+        above, below = dict(tan=("sin", "cos"), cot=("cos", "sin"), sec=("", "cos"), csc=("", "sin"))[name]
+        above, below = self.trig(above, k) if above else Fraction(1), self.trig(below, k)
+        return None if None in (above, below) else self.times(above, self.power(below, Fraction(-1)))
 
     def degrees(self, value):
         return self.times(self.times(value, Fraction(1, 180)), self.name("\\pi"))
@@ -677,6 +713,8 @@ class Reader:
             return self.random("^", base.p, exponent.p)
         n, d = exponent.numerator, exponent.denominator
         need((base != 0 or n > 0) and abs(n) <= 10**6 and d <= 1000)
+        if base == 0 or isinstance(base, Residue) and base.p == self.name("i").p and d == 1:
+            return [Fraction(base == 0 or 1), base, Fraction(-1), self.times(Fraction(-1), base)][n % 4 if base else 1]
         if d > 1:
             return self.root(base, exponent)
         if isinstance(base, Fraction) and abs(n) * bits(base) < 20_000:
@@ -720,6 +758,8 @@ class Reader:
                 return self.same(x, y)
             case (("named", *_), ("named" | "equation", *_)) | (("equation", *_), ("named", *_)):
                 return self.same(self.as_equation(a), self.as_equation(b))
+            case ("named", name, ("tuple", "()", x)), ("list", y) if name[0] == "(" and name.count(",") == len(x) - 1:
+                return self.matched([("named", *pair) for pair in zip(name[1:-1].split(","), x)], y)
             case ("named", _, x), _:
                 return self.same(x, b)
             case _, ("named", _, y):
@@ -728,14 +768,25 @@ class Reader:
                 return self.covers(x, y) and self.covers(y, x)
             case ("number", _, _, [x]), ("number", _, _, [y]) if x.isalpha() and y.isalpha():
                 return x == y
+            case ("number", x, "dollar", _), ("number", y, "cent", _):
+                return self.equals(self.times(x, Fraction(100)), y)
+            case (("number", _, "cent", _), ("number", _, "dollar", _)) | (("number", *_), ("set", [_])) | (
+                    ("tuple", *_), ("order", *_)) | (("list", _), ("named", *_)):
+                return self.same(b, a)
+            case ("set", [x]), ("number", *_):
+                return self.same(x, b)
             case ("number", x, unit, _), ("number", y, other, _):
                 return (not unit or not other or unit == other) and self.equals(x, y)
             case (("list", x), ("list", y)) | (("union", x), ("union", y)):
                 return self.matched(x, y)
             case ("equation", x, _), ("equation", y, _):
-                return self.equals(x, y) or self.equals(x, self.minus(Fraction(0), y))
+                return self.equals(x, y) or self.multiple(self.residues(x).p, self.residues(y).p)
             case ("text", x), ("text", y):
                 return x == y
+            case ("order", signs, sides), ("tuple", *_):
+                return (interval := self.interval(signs, sides)) is not None and self.same(interval, b)
+            case ("order", ["\\ne"], x), ("order", ["\\ne"], y) if self.all_same(x[::-1], y):
+                return True
             case ("matrix", x), ("matrix", y):
                 return len(x) == len(y) and all(self.all_same(p, q) for p, q in zip(x, y))
             case (("tuple", x, p), ("tuple", y, q)) | (("order", x, p), ("order", y, q)):
@@ -746,6 +797,21 @@ class Reader:
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             return x == y
         return self.residues(x).p == self.residues(y).p
+
+    def multiple(self, x, y):
+        """Whether x is y times a fraction of numbers below 1000: 2y = 4x + 2 is y = 2x + 1."""
+        self.spend(500)
+        ratio = x * pow(y, -1, self.p) if x and y else 0
+        return any(0 < min(n := ratio * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
+
+    def interval(self, signs, sides):
+        """x > 3 as (3, \\infty), 1 <= x < 2 as [1, 2); None if what is bounded is no letter."""
+        at = [i for i, side in enumerate(sides) if side[0] == "number" and len(side[3]) == 1 and side[3][0].isalpha()]
+        if len(at) != 1 or "\\ne" in signs or len(sides) == 3 and at != [1]:
+            return None
+        infinity = self.read(["\\infty"])
+        low, high = sides[0] if at[0] else self.read(["-", "\\infty"]), sides[-1] if at[0] < len(sides) - 1 else infinity
+        return ("tuple", "[("[not at[0] or signs[0] == "<"] + "])"[at[0] == len(sides) - 1 or signs[-1] == "<"], [low, high])
 
     def as_equation(self, value):
         """x = 5 as x - 5 = 0."""

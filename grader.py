@@ -212,14 +212,14 @@ TOKEN = re.compile(r"""
           |space|large|bf|mathbf|boldsymbol|bm|underline|mathit|mathsf)(?![a-zA-Z]) )
     | \\(?P<style>text(?:bf|it|rm|sf|normal)?|[mh]box|mathrm|operatorname\*?)\s*\{(?P<words>[^{}]*)\}
     | (?P<environment> \\(?:begin|end)\s*\{[a-zA-Z]*\*?\} )
-    | (?P<score> (?<![^,;=$\s])(?<![-+*/]\s)[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z)) )  # a date, a score
-    | (?P<based> (?<![0-9A-F])[0-9A-F]+_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )                                 # 1011_2
+    | (?P<word> (?<![^,;=$\s])(?<![-+*/]\s)[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z))  # a date, a score
+      | (?<=[\w)}$]\s)(?:to|by|of|is|in|on|at|as|vs|per)(?=\s+[\w(\\$]) )                       # 5 to 1, 2 by 3
+    | (?P<based> (?<![0-9A-F])(?:[0-9A-F]+|[0-9][0-9a-f]{0,9}(?=_\{1[1-6]))_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )  # 1011_2, 1a_{16}
     | [0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{[0-9]+\}|[0-9]) | [0-9]+(?:\.[0-9]+)? | \.[0-9]+  # numbers
-    | (?P<between> (?<=[\w)}$]\s)(?:to|by|of|is|in|on|at|as|vs|per)(?=\s+[\w(\\$]) )             # 5 to 1, 2 by 3
     | (?P<letters> [a-zA-Z]+ ) | \\[a-zA-Z]+ | \\. | .""", re.VERBOSE | re.DOTALL)
 
 REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
-    (r"\s*\*\*(.*)\*\*\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[1] or ""),               # **5**, =5
+    (r"^\s*\*\*(.*)\*\*\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[1] or ""),               # **5**, =5
     (r"\*\*", "^"), (r"(?<![\w.])([0-9.]{1,40})[eE]([+-]?[0-9]{1,9})(?!\w)", r"\1*10^{\2}"),  # 10**3, 1e3
     (r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}",
      lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}"),
@@ -273,6 +273,8 @@ def tokens_in(match: re.Match) -> list[str]:
     """The tokens of a match of TOKEN: most often itself."""
     token, letters, style = match[0], match["letters"], match["style"]
     word = letters or (match["words"] or "").replace("~", " ").strip()
+    if match["word"]:
+        return ['"' + token]
     if match["skip"] or style and not word:
         return []
     if match["environment"]:
@@ -285,11 +287,9 @@ def tokens_in(match: re.Match) -> list[str]:
             return [str(int(digits, int(base) or 1))]  # 1011_2 is 11
         except ValueError:  # 129_2
             return ['"' + token]
-    if not word and not match["score"] and not match["between"]:
+    if not word:
         return ["\\" + token] if token.isdigit() and not token.isascii() else [RENAMED.get(token, token)]  # no digit: ①
 
-    if match["score"] or match["between"]:
-        return ['"' + token]
     if word in SPELLED or letters in ("sqrt", "pi", "theta", "infinity"):
         return [RENAMED.get("\\" + word, "\\" + word)]
     if style and (style.startswith("operatorname") or style == "mathrm" and len(word) == 1):
@@ -364,6 +364,7 @@ NAMED = re.compile(r"""                                  # what may stand before
     | \\[a-zA-Z]+(?:\{?[a-zA-Z]{1,3}\}?)? | \"[^0-9]*    # \theta, \overline{AB}, words""", re.VERBOSE)
 
 
+SQUARES = {k: Fraction(n, 4) for n, at in enumerate([[0], [2, 10], [3, 9], [4, 8], [6]]) for k in at}  # of \\sin(k·π/12)
 FREE = re.compile(r"[a-z]=[a-z]\([a-z](?:,[a-z])*\)")  # f(x) = ... may be called y = ...
 
 
@@ -643,32 +644,31 @@ class Reader:
         self.inside = inside
         if name == "\\exp":
             return self.power(self.name("e"), value)
-        return self.power(self.known(name, base, self.residues(value).p) or self.random(
-            name.replace("\\ln", "\\log"), base, self.residues(value).p), power)
+        x, name = self.residues(value).p, name.replace("\\ln", "\\log")
+        known = self.known(name[1:], base, x)
+        return self.power(self.random(name, base, x) if known is None else known, power)
 
     def known(self, name, base, x):
-        """The value at an exact point, or None: \\log_2 8, \\sin\\frac{\\pi}{6}, \\arcsin\\frac12."""
-        if name in ("\\log", "\\ln"):
+        """The value of \\log_2 8, \\sin\\frac{\\pi}{6} or \\arcsin\\frac12; None where it is no root of a fraction."""
+        if name == "log":
             self.spend(40)
             return next((Fraction(n) for n in range(-20, 21) if pow(base, n, self.p) == x), None)
         unit = self.times(Fraction(1, 12), self.name("\\pi"))
-        if name in ("\\arcsin", "\\arccos", "\\arctan"):
-            points = range(0, 13) if name == "\\arccos" else range(-6, 7)
-            values = ((k, self.trig(name[4:], k)) for k in points)
-            return next((self.times(unit, Fraction(k)) for k, y in values if y is not None and self.residues(y).p == x), None)
+        if name in ("arcsin", "arccos", "arctan"):
+            found = (k for k in range(-6, 13) if -6 <= k - 6 * (name == "arccos") <= 6
+                     and (y := self.trigonometric(name[3:], k)) is not None and self.residues(y).p == x)
+            return next((self.times(unit, Fraction(k)) for k in found), None)
         k = x * pow(unit.p, -1, self.p) % self.p
-        k = k - self.p if 2 * k > self.p else k
-        return self.trig(name[1:], k) if abs(k) < 10**6 and name[1:] in ("sin", "cos", "tan", "cot", "sec", "csc") else None
+        return self.trigonometric(name, min(k, k - self.p, key=abs)) if min(k, self.p - k) < 10**6 else None
 
-    def trig(self, name, k):
-        """A trigonometric function at k·π/12, None where its value is not the root of a fraction."""
-        if name in ("sin", "cos"):
-            k = (k + 6 * (name == "cos")) % 24
-            square = {0: 0, 2: 1, 3: 2, 4: 3, 6: 4}.get(min(k % 12, 12 - k % 12))
-            return square if square is None else self.times(Fraction((-1) ** (k // 12)), self.power(Fraction(square, 4), Fraction(1, 2)))
-        above, below = dict(tan=("sin", "cos"), cot=("cos", "sin"), sec=("", "cos"), csc=("", "sin"))[name]
-        above, below = self.trig(above, k) if above else Fraction(1), self.trig(below, k)
-        return None if None in (above, below) else self.times(above, self.power(below, Fraction(-1)))
+    def trigonometric(self, name, k):
+        """A function at k·π/12."""
+        sin, cos = (s and self.times(Fraction((-1) ** (k // 12)), self.power(s, Fraction(1, 2)))
+                    for k in (k, k + 6) for s in [SQUARES.get(k % 12)])
+        one = Fraction(1)
+        above, below = dict(sin=(sin, one), cos=(cos, one), tan=(sin, cos), cot=(cos, sin), sec=(one, cos),
+                            csc=(one, sin)).get(name, (None, None))
+        return None if above is None or not below else self.times(above, self.power(below, Fraction(-1)))
 
     def degrees(self, value):
         return self.times(self.times(value, Fraction(1, 180)), self.name("\\pi"))
@@ -753,13 +753,15 @@ class Reader:
         """Whether two answers, as read() returns them, are equal."""
         self.spend(10)
         match a, b:
-            case ("named", name, x), ("named", other, y) if name == other or FREE.fullmatch(f"{min(name, other, key=len)}="
-                                                                                            f"{max(name, other, key=len)}"):
+            case ("named", name, x), ("named", other, y) if name == other or FREE.fullmatch(
+                    "=".join(sorted((name, other), key=len))):
                 return self.same(x, y)
             case (("named", *_), ("named" | "equation", *_)) | (("equation", *_), ("named", *_)):
                 return self.same(self.as_equation(a), self.as_equation(b))
             case ("named", name, ("tuple", "()", x)), ("list", y) if name[0] == "(" and name.count(",") == len(x) - 1:
                 return self.matched([("named", *pair) for pair in zip(name[1:-1].split(","), x)], y)
+            case ("list", _), ("named", *_):
+                return self.same(b, a)
             case ("named", _, x), _:
                 return self.same(x, b)
             case _, ("named", _, y):
@@ -771,7 +773,7 @@ class Reader:
             case ("number", x, "dollar", _), ("number", y, "cent", _):
                 return self.equals(self.times(x, Fraction(100)), y)
             case (("number", _, "cent", _), ("number", _, "dollar", _)) | (("number", *_), ("set", [_])) | (
-                    ("tuple", *_), ("order", *_)) | (("list", _), ("named", *_)):
+                    ("tuple", *_), ("order", *_)):
                 return self.same(b, a)
             case ("set", [x]), ("number", *_):
                 return self.same(x, b)

@@ -3,11 +3,13 @@ r"""Whether the answer that a response states equals the gold one: exact, in pur
     is_correct(r"so \boxed{\frac12}", "0.5")          True; kind="gsm8k" is for GSM8K's numbers, "choice" for letters
     python grader.py "so \boxed{\frac12}" 0.5         the same, and how both were read
 
-Equal are the ways to write one thing: 1/2, 0.5, 2/4; 0.1\overline{6} and 1/6; 2\frac34 and 2.75; 1,234 and 1234; √8 and
-2√2; (x+1)² and x²+2x+1; 3 ± 1 and 4, 2; lists and sets in any order, tuples, intervals and matrices in theirs; x = 5
-and 5; 5 cm and 5 (not 5 m); 10% and 10 (not 0.1); an equation and itself with terms moved across; a text in any case.
-Outside of this grammar the same string without its blanks is equal, nothing else. There is no tolerance (0.333 is not
-1/3), no float, no running of text, no judge and no guess: what can't be decided (a root of a sum) is wrong.
+Equal are the ways to write one thing: 1/2, 0.5, 2/4; 0.333... and 1/3; 2\frac34 and 2.75; 1,234 and 1234; √8 and 2√2;
+(x+1)² and x²+2x+1; 3 ± 1 and 4, 2; lists and sets in any order, tuples, intervals and matrices in theirs; x = 5 and 5;
+x > 3 and (3, ∞); 5 cm and 5 (not 5 m); 30° and 30 (not in sin 30°); 10% and 10 (not 0.1), as MATH's answers have it; an
+equation and its multiples; a text in any case. Outside of this grammar the same string without its blanks is equal,
+nothing else. No tolerance (0.333 is not 1/3), no float, no running of text, no judge and no guess: what can't be decided
+(a root of a sum) is wrong. Where a text may be read in two ways it is the one that makes less equal: a bare run of letters
+is a name (AB is not BA, but A·B is B·A), 3-2 a score, 5 dozen 60, sin⁻¹ an inverse, \infty - \infty nothing, A_{12} a name.
 
 Read it top to bottom. What each stage makes of "so \boxed{(\frac12, 2x)}":
 
@@ -18,9 +20,9 @@ Read it top to bottom. What each stage makes of "so \boxed{(\frac12, 2x)}":
     same      Reader.same, same_value      two read answers → yes or no     equal part by part, in two fields
     verdict   is_correct, matches, equal   response and gold → yes or no    or else equal as strings
 
-Rationals are compared as rationals. All else is compared by its value at a random point of two prime fields of over 283
-bits: an accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below
-p. Checked by test_grader.py::test_the_fields_are_what_the_grader_needs.
+Rationals are compared as rationals, all else by its value at a random point of two prime fields of over 283 bits: an
+accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below p. Checked by
+test_grader.py::test_the_fields_are_what_the_grader_needs.
 
 Beside Math-Verify 0.9.0 (python experiments/graders.py): of 800 and 165 labelled MATH outputs 800 and 163 are decided
 as labelled, by Math-Verify 792 and 160, in 0.07 and 0.47 ms of CPU time a row against 1.97 and 19.56; of 6,595 on GSM8K
@@ -183,8 +185,8 @@ SYMBOLS = {**{s[0]: s[1:] + " " for s in (
            **dict.fromkeys("\u00a0\u2009\u202f", " "), "€": "\\text{euro}", "¢": "\\text{cent}", "…": "\\dots "}
 PLAIN = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "0123456789" * 2)
 RENAMED = dict(pair.split() for pair in (
-    r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\nicefrac \frac,\sfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,"
-    r"\geqslant \ge,\lt <,\gt >,\neq \ne,\varnothing \emptyset,\lbrace \{,\rbrace \},\lvert |,\rvert |,\vert |,"
+    r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\nicefrac \frac,\sfrac \frac,\times *,\cdot *,"
+    r"\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,\geqslant \ge,\lt <,\gt >,\neq \ne,\varnothing \emptyset,\lbrace \{,\rbrace \},\lvert |,\rvert |,\vert |,"
     r"\lbrack [,\rbrack ],\dbinom \binom,\tbinom \binom,\ldots \dots,\cdots \dots,\infinity \infty,\varphi \phi,"
     r'\bigcup \cup,\colon :,\% "percent,% "percent,\$ "dollar,\degree "degree').split(","))
 UNITS = dict(pair.split() for pair in (
@@ -194,16 +196,17 @@ UNITS = dict(pair.split() for pair in (
 SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml mL kW MW mW Mg sec min gal am pm sq cu".split())
 SCALES = {word: scale for scale, names in zip(
     "100 10^3 10^6 10^9 10^12 10^15 12 20 144 1/2 1/3 1/4 1/5 1/6 1/7 1/8 1/9 1/10 1/100 1/1000".split(),
-    "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth sixth "
-    "seventh eighth ninth tenth hundredth thousandth".split()) for word in names.split(",")}
-CHANGING = set("squared cubed doubled tripled quadrupled halved factorial negative minus plus below above under over less "
-               "fewer more zero inverse reciprocal repeating recurring remainder off twice thrice not of to by".split())
+    "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth "
+    "sixth seventh eighth ninth tenth hundredth thousandth".split()) for word in names.split(",")}
+CHANGING = set("squared cubed doubled tripled quadrupled halved factorial negative minus plus below above under over "
+               "less fewer more zero inverse reciprocal repeating recurring remainder off twice thrice not of to by".split())
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
             "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())
 FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())
 SPELLED = FUNCTIONS - {"min", "max", "sec"}  # without a backslash, too; min and sec are units
 ACCENTS = set("overline bar vec hat mathbb mathcal overrightarrow".split())
 SYMBOLIC = NAMES | ACCENTS
+ALIASES = {"or": ",", "and": ",", **dict.fromkeys(("degree", "degrees", "deg"), '"degree')}
 
 TOKEN = re.compile(r"""
     (?P<skip> \s+ | [$~] | \\(?:left|right)\s*\. | \\[,;:!> ()\[\]]                            # no meaning
@@ -212,9 +215,9 @@ TOKEN = re.compile(r"""
           |space|large|bf|mathbf|boldsymbol|bm|underline|mathit|mathsf)(?![a-zA-Z]) )
     | \\(?P<style>text(?:bf|it|rm|sf|normal)?|[mh]box|mathrm|operatorname\*?)\s*\{(?P<words>[^{}]*)\}
     | (?P<environment> \\(?:begin|end)\s*\{[a-zA-Z]*\*?\} )
-    | (?P<word> (?<![^,;=$\s])(?<![-+*/]\s)[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z))  # a date, a score
+    | (?P<word> (?<![^,;=$\s])(?<![-+*/]\s)[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z))
       | (?<=[\w)}$]\s)(?:to|by|of|is|in|on|at|as|vs|per)(?=\s+[\w(\\$]) )                       # 5 to 1, 2 by 3
-    | (?P<based> (?<![0-9A-F])(?:[0-9A-F]+|[0-9][0-9a-f]{0,9}(?=_\{1[1-6]))_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )  # 1011_2, 1a_{16}
+    | (?P<based> (?<![0-9A-F])(?:[0-9A-F]+|[0-9][0-9a-f]{0,9}(?=_\{1[1-6]))_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )
     | [0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{[0-9]+\}|[0-9]) | [0-9]+(?:\.[0-9]+)? | \.[0-9]+  # numbers
     | (?P<letters> [a-zA-Z]+ ) | \\[a-zA-Z]+ | \\. | .""", re.VERBOSE | re.DOTALL)
 
@@ -273,12 +276,10 @@ def tokens_in(match: re.Match) -> list[str]:
     """The tokens of a match of TOKEN: most often itself."""
     token, letters, style = match[0], match["letters"], match["style"]
     word = letters or (match["words"] or "").replace("~", " ").strip()
-    if match["word"]:
-        return ['"' + token]
     if match["skip"] or style and not word:
         return []
-    if match["environment"]:
-        return ["".join(token.split())]
+    if match["word"] or match["environment"]:
+        return ['"' * bool(match["word"]) + "".join(token.split())]
     if match["based"]:
         digits, base = re.sub("[{}]", "", token).split("_")
         if digits.isalpha():
@@ -294,10 +295,8 @@ def tokens_in(match: re.Match) -> list[str]:
         return [RENAMED.get("\\" + word, "\\" + word)]
     if style and (style.startswith("operatorname") or style == "mathrm" and len(word) == 1):
         return [word if len(word) == 1 and word.isalpha() else '"' + word]
-    if word.lower() in ("or", "and"):
-        return [","]
-    if word.lower() in ("degree", "degrees", "deg"):
-        return ['"degree']
+    if word.lower() in ALIASES:
+        return [ALIASES[word.lower()]]
     if letters:
         is_word = len(word) > 3 or word in SHORT_UNITS or len(word) == 3 and re.search("[eiouEIOU]", word)
         return ['"' + word] if is_word or word.lower() in ("no", "all") else [word]
@@ -315,10 +314,9 @@ def as_string(tokens: list[str]) -> str:
 
 def without_unit(tokens: list[str]) -> tuple[list[str], str]:
     """Tokens without currency in front or a unit at the end (words, perhaps with powers and slashes); and the unit."""
-    for currency in ('"dollar', '"euro'):
-        if currency in tokens[:2] and tokens[-1] != currency and tokens[0] in (currency, "-"):
-            at = tokens.index(currency)
-            return without_unit(tokens[:at] + tokens[at + 1 :])[0], currency[1:]
+    for currency in {'"dollar', '"euro'} & {*tokens[:2]}:
+        if tokens[-1] != currency and tokens[0] in (currency, "-"):
+            return without_unit([t for i, t in enumerate(tokens) if i > 1 or t != currency])[0], currency[1:]
     # From the end: words, each perhaps with a power, and slashes; something must be left in front of them.
     functions = any(t[1:] in FUNCTIONS for t in tokens)  # of which a degree may be the argument's
     shape = "".join("w" if t[0] == '"' and not (t == '"degree' and functions) else t if t in {*"^/{}"} else "."
@@ -329,8 +327,7 @@ def without_unit(tokens: list[str]) -> tuple[list[str], str]:
         return tokens, ""
 
     unit = re.sub(r'["{}]', "", "".join("/" if word == '"per' else word for word in words))
-    unit = re.sub(r"^(?:cubic|cu)\.?(.*)", r"\1^3", unit)
-    unit = re.sub(r"^(?:square|sq)\.?(.*)", r"\1^2", unit)
+    unit = re.sub(r"^(?:(cubic|cu)|square|sq)\.?(.*)", lambda m: f"{m[2]}^{3 if m[1] else 2}", unit)
     unit = re.sub(r"[a-zA-Z]+", lambda name: UNITS.get(name[0], UNITS.get(n := name[0].removesuffix("s"), n)), unit)
     return tokens[:end], re.sub(r"^unit\b", "", unit)
 
@@ -362,9 +359,8 @@ NAMED = re.compile(r"""                                  # what may stand before
     [a-zA-Z]{1,3}'?(?:_\{?[\w\\]{1,9}\}?)?(?:\([a-zA-Z0-9](?:,[a-zA-Z0-9])*\))?      # x, AB, x_1, f(x), f(3)
     | \((?:[a-zA-Z],)+[a-zA-Z]\) | \{?[a-zA-Z]\}?        # (x,y)
     | \\[a-zA-Z]+(?:\{?[a-zA-Z]{1,3}\}?)? | \"[^0-9]*    # \theta, \overline{AB}, words""", re.VERBOSE)
-
-
-SQUARES = {k: Fraction(n, 4) for n, at in enumerate([[0], [2, 10], [3, 9], [4, 8], [6]]) for k in at}  # of \\sin(k·π/12)
+SQUARES = {k: Fraction(n, 4) for n, at in enumerate([[0], [2, 10], [3, 9], [4, 8], [6]]) for k in at}  # of sin(k·π/12)
+RATIOS = {"\\tan": ("\\sin", "\\cos"), "\\cot": ("\\cos", "\\sin"), "\\sec": ("", "\\cos"), "\\csc": ("", "\\sin")}
 FREE = re.compile(r"[a-z]=[a-z]\([a-z](?:,[a-z])*\)")  # f(x) = ... may be called y = ...
 
 
@@ -413,8 +409,7 @@ class Reader:
             return "union", [self.read(part) for part in sets]
         if len(sides := self.split(tokens, {"=", "\\in"})) > 1:
             return self.read_equation(sides, tokens)
-        signs = [token for token in tokens if token in ORDERS]
-        if signs:
+        if signs := [token for token in tokens if token in ORDERS]:
             sides = [self.read(side) for side in self.split(tokens, set(ORDERS))]
             way = -1 if signs[0] in (">", "\\ge") else 1
             need(len(signs) == 1 or "\\ne" not in signs and len({sign in (">", "\\ge") for sign in signs}) == 1)
@@ -431,24 +426,20 @@ class Reader:
         if all(token[0] == '"' for token in tokens):
             return "text", "".join(tokens).replace('"', "").lower()
         number, unit = without_unit(tokens)
-        need("\\infty" not in number or [t for t in number if t not in "+-"] == ["\\infty"])  # there is no \infty - \infty
-        self.tokens = number = [name for t in number for name in (t if t.isalpha() else [t])]  # 2xy is 2 times x times y
+        need("\\infty" not in number or [t for t in number if t not in "+-"] == ["\\infty"])  # no \infty - \infty
+        self.tokens = number = [name for t in number for name in (t if t.isalpha() else [t])]
         self.at, self.bars, self.inside = 0, False, False  # bars: whether a | closes the |a| that is being read
         value = self.sum()
         need(self.at == len(self.tokens))
-        if len(tokens) == 1 and tokens[0].isalpha():
-            return "number", value, unit, tokens  # AB is a name, beside BA
-        return "number", value, unit, self.tokens
+        return "number", value, unit, tokens if len(tokens) == 1 else self.tokens  # AB is a name: not BA
 
     def read_enclosed(self, first, inner, last):
         """A matrix, a set, a tuple or interval, or what stands in brackets alone."""
         if first.startswith("\\begin"):
             return self.read_matrix(first, inner)
         parts = self.split(inner, {",", ";"})
-        if first == "\\{" and not inner:
-            return self.read(["\\emptyset"])
         if first == "\\{":
-            return "set", self.read_items([part for part in parts if part])
+            return ("set", self.read_items([part for part in parts if part])) if inner else self.read(["\\emptyset"])
         if len(parts) > 1 and first != "{":
             need(sum(token in ("\\pm", "\\mp") for token in inner) < 2)  # does one sign follow the other?
             return "tuple", first + last, [self.read(part) for part in parts]
@@ -508,8 +499,7 @@ class Reader:
         value, is_number = self.factor()
         while token := self.peek():
             was_number = is_number
-            if token in ("*", "/"):
-                self.take()
+            if token in ("*", "/") and self.take():
                 sign = self.sign()
                 factor, is_number = self.factor()
                 factor = self.times(sign, self.power(factor, Fraction(-1 if token == "/" else 1)))
@@ -528,8 +518,7 @@ class Reader:
         value = self.atom()
         is_number = all(t[0] in "{}.0123456789" for t in self.tokens[start : self.at][:9])
         while self.peek() in ("^", "!", '"degree'):
-            token = self.take()
-            if token == "!":
+            if (token := self.take()) == "!":
                 step = 2 if self.peek() == "!" and self.take() else 1  # 5!! is 5·3·1
                 need(self.peek() != "!")
                 value = Fraction(math.prod(range(self.whole(value, 3000), 0, -step)))
@@ -602,9 +591,8 @@ class Reader:
         need(token.isalpha() or token[1:] in NAMES)
         if self.peek() == "_":
             self.take()
-            if self.take() == "{":
-                while self.take() != "}":
-                    pass
+            while self.take() != "}" and self.tokens[start + 2 : start + 3] == ["{"]:
+                pass
         subscript = "".join(self.tokens[start : self.at]).replace("{", "").replace("}", "")
         return self.name(token + subscript)
 
@@ -629,46 +617,36 @@ class Reader:
     def function(self, name):
         """sin x, \\log_2 8, \\tan^2(x): a random function of its argument, and of its base."""
         base, power = None, Fraction(1)
-        while self.peek() in ("_", "^"):
-            if self.take() == "_":
-                base = self.residues(self.argument()).p
-            else:
-                power = self.exponent()
+        while token := self.peek() in ("_", "^") and self.take():
+            base = self.residues(self.argument()).p if token == "_" else base
+            power = self.exponent() if token == "^" else power
         if power == -1:
             name, power = name.replace("\\", "\\arc"), Fraction(1)  # \sin^{-1} x is \arcsin x
         inside, self.inside = self.inside, True
-        base = self.name("e").p if name == "\\ln" else self.residues(Fraction(10)).p if name == "\\log" and not base else base
+        if name in ("\\ln", "\\log") and base is None:
+            base = self.name("e").p if name == "\\ln" else self.residues(Fraction(10)).p
         value = self.atom() if self.peek() in ("(", "{", "[") else self.product(functions=False)
         if self.peek() == '"degree' and self.take():
             value = self.degrees(value)
         self.inside = inside
         if name == "\\exp":
             return self.power(self.name("e"), value)
-        x, name = self.residues(value).p, name.replace("\\ln", "\\log")
-        known = self.known(name[1:], base, x)
-        return self.power(self.random(name, base, x) if known is None else known, power)
+        return self.power(self.value(name, base, self.residues(value).p), power)
 
-    def known(self, name, base, x):
-        """The value of \\log_2 8, \\sin\\frac{\\pi}{6} or \\arcsin\\frac12; None where it is no root of a fraction."""
-        if name == "log":
+    def value(self, name, base, x):
+        """A function at x: exact for \\log_2 8 and \\sin\\frac{\\pi}{6}, else random. \\tan and its kind are ratios."""
+        if name in RATIOS:
+            above, below = (self.value(part, base, x) if part else Fraction(1) for part in RATIOS[name])
+            return self.times(above, self.power(below, Fraction(-1)))
+        if name in ("\\log", "\\ln"):
             self.spend(40)
-            return next((Fraction(n) for n in range(-20, 21) if pow(base, n, self.p) == x), None)
-        unit = self.times(Fraction(1, 12), self.name("\\pi"))
-        if name in ("arcsin", "arccos", "arctan"):
-            found = (k for k in range(-6, 13) if -6 <= k - 6 * (name == "arccos") <= 6
-                     and (y := self.trigonometric(name[3:], k)) is not None and self.residues(y).p == x)
-            return next((self.times(unit, Fraction(k)) for k in found), None)
-        k = x * pow(unit.p, -1, self.p) % self.p
-        return self.trigonometric(name, min(k, k - self.p, key=abs)) if min(k, self.p - k) < 10**6 else None
-
-    def trigonometric(self, name, k):
-        """A function at k·π/12."""
-        sin, cos = (s and self.times(Fraction((-1) ** (k // 12)), self.power(s, Fraction(1, 2)))
-                    for k in (k, k + 6) for s in [SQUARES.get(k % 12)])
-        one = Fraction(1)
-        above, below = dict(sin=(sin, one), cos=(cos, one), tan=(sin, cos), cot=(cos, sin), sec=(one, cos),
-                            csc=(one, sin)).get(name, (None, None))
-        return None if above is None or not below else self.times(above, self.power(below, Fraction(-1)))
+            known = next((Fraction(n) for n in range(-20, 21) if pow(base, n, self.p) == x), None)
+            return self.random("\\log", base, x) if known is None else known
+        k = 12 * x * pow(self.name("\\pi").p, -1, self.p) % self.p  # x is k·π/12
+        k = min(k, k - self.p, key=abs) + 6 * (name == "\\cos")
+        if name not in ("\\sin", "\\cos") or k % 12 not in SQUARES or abs(k) > 10**6:
+            return self.random(name, base, x)
+        return self.times(Fraction((-1) ** (k // 12)), self.power(SQUARES[k % 12], Fraction(1, 2)))
 
     def degrees(self, value):
         return self.times(self.times(value, Fraction(1, 180)), self.name("\\pi"))
@@ -680,7 +658,8 @@ class Reader:
             return value
         need(isinstance(value, Fraction) and bits(value) <= 280)  # so that no number but 0 vanishes in the field
         n, d = value.numerator, value.denominator
-        return Residue(n * pow(d, -1, self.p) % self.p, n * pow(d, -1, self.q) % self.q, frozenset() if value > 0 else None)
+        p, q = (n * pow(d, -1, modulus) % modulus for modulus in (self.p, self.q))
+        return Residue(p, q, frozenset() if value > 0 else None)
 
     def combine(self, operation, a, b):
         if isinstance(a, Fraction) and isinstance(b, Fraction):
@@ -721,7 +700,8 @@ class Reader:
             return base**n
         try:
             base = self.residues(base)
-            return Residue(pow(base.p, n, self.p), pow(base.q, n, self.q), None if base.names and n % 2 == 0 else base.names)
+            names = None if base.names and n % 2 == 0 else base.names
+            return Residue(pow(base.p, n, self.p), pow(base.q, n, self.q), names)
         except ValueError:  # a division by zero
             raise Undecided from None
 
@@ -762,10 +742,8 @@ class Reader:
                 return self.matched([("named", *pair) for pair in zip(name[1:-1].split(","), x)], y)
             case ("list", _), ("named", *_):
                 return self.same(b, a)
-            case ("named", _, x), _:
-                return self.same(x, b)
-            case _, ("named", _, y):
-                return self.same(a, y)
+            case (("named", _, x), y) | (x, ("named", _, y)):
+                return self.same(x, y)
             case (("set", x), ("set" | "list", y)) | (("list", x), ("set", y)):
                 return self.covers(x, y) and self.covers(y, x)
             case ("number", _, _, [x]), ("number", _, _, [y]) if x.isalpha() and y.isalpha():
@@ -783,22 +761,16 @@ class Reader:
                 return self.matched(x, y)
             case ("equation", x, _), ("equation", y, _):
                 return self.equals(x, y) or self.multiple(self.residues(x).p, self.residues(y).p)
-            case ("text", x), ("text", y):
-                return x == y
             case ("order", signs, sides), ("tuple", *_):
                 return (interval := self.interval(signs, sides)) is not None and self.same(interval, b)
-            case ("order", ["\\ne"], x), ("order", ["\\ne"], y) if self.all_same(x[::-1], y):
-                return True
             case ("matrix", x), ("matrix", y):
                 return len(x) == len(y) and all(self.all_same(p, q) for p, q in zip(x, y))
             case (("tuple", x, p), ("tuple", y, q)) | (("order", x, p), ("order", y, q)):
-                return x == y and self.all_same(p, q)
-        return False
+                return x == y and (self.all_same(p, q) or x == ["\\ne"] and self.all_same(p, q[::-1]))
+        return a[0] == "text" and a == b
 
     def equals(self, x, y):
-        if isinstance(x, Fraction) and isinstance(y, Fraction):
-            return x == y
-        return self.residues(x).p == self.residues(y).p
+        return x == y if isinstance(x, Fraction) and isinstance(y, Fraction) else self.residues(x).p == self.residues(y).p
 
     def multiple(self, x, y):
         """Whether x is y times a fraction of numbers below 1000: 2y = 4x + 2 is y = 2x + 1."""
@@ -811,9 +783,11 @@ class Reader:
         at = [i for i, side in enumerate(sides) if side[0] == "number" and len(side[3]) == 1 and side[3][0].isalpha()]
         if len(at) != 1 or "\\ne" in signs or len(sides) == 3 and at != [1]:
             return None
-        infinity = self.read(["\\infty"])
-        low, high = sides[0] if at[0] else self.read(["-", "\\infty"]), sides[-1] if at[0] < len(sides) - 1 else infinity
-        return ("tuple", "[("[not at[0] or signs[0] == "<"] + "])"[at[0] == len(sides) - 1 or signs[-1] == "<"], [low, high])
+        at, last = at[0], len(sides) - 1
+        low, high = [side if i != at else self.read([sign, "\\infty"])
+                     for i, side, sign in [(0, sides[0], "-"), (last, sides[last], "+")]]
+        brackets = "[("[not at or signs[0] == "<"] + "])"[at == last or signs[-1] == "<"]
+        return "tuple", brackets, [low, high]
 
     def as_equation(self, value):
         """x = 5 as x - 5 = 0."""
@@ -909,11 +883,9 @@ def matches(answer: str | None, gold: str, kind: str) -> bool:
     """Whether an extracted answer equals the gold one."""
     if answer is None:
         return False
-    if kind == "choice":
-        return answer == gold.strip().upper()
     if kind == "gsm8k":
         return rational(answer) == rational(gold.rpartition("####")[2]) is not None
-    return equal(answer, gold)
+    return answer == gold.strip().upper() if kind == "choice" else equal(answer, gold)
 
 
 def equal(a: str, b: str) -> bool:
@@ -922,7 +894,7 @@ def equal(a: str, b: str) -> bool:
         return True
     if max(len(a), len(b)) > LONGEST:
         return False
-    for thousands in (False, True) if "," in a + b else (True,):  # 1,234 may be written 1, 234; as mathematics it is one number
+    for thousands in (False, True) if "," in a + b else (True,):  # 1,234 may be 1, 234; as mathematics it is one number
         left, right = tokens_of(a, thousands), tokens_of(b, thousands)
         strings = as_string(left), as_string(right)
         if '"' in strings[0] + strings[1]:  # words: without regard to case, but for units

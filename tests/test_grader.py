@@ -6,7 +6,6 @@ import functools
 import math
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -869,10 +868,14 @@ VOCABULARY = [
     *grader.RENAMED, *grader.SYMBOLS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
     *grader.SCALES, *sorted(grader.CHANGING), *("\\" + name for name in sorted(grader.SYMBOLIC | grader.FUNCTIONS)),
     r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{array}{c}", r"\end{array}",
-    r"\\", "&", r"\frac", r"\frac12", r"\frac{1}{2}", r"\sqrt", r"\sqrt[3]", r"\binom", r"\pm", r"\cup", r"\in", r"\text{",
-    r"\text{3 or 4}", r"\text{word}", r"\operatorname{", r"\operatorname{1a}", r"\operatorname{é}", r"\mathrm{", r"\mathrm{²}",
-    r"\mathrm{٣}", r"\mathrm{2}", *"|^_!-+*/.~:?\"',;= ", *"012xyei", "10", "0.5", ".5", "1,000", "AB", "no", "word", "f(x)",
-    "f(2)=", "P(A)=", "²", "٣", "é", "₂", "\u200b", "1011_2", "A5_{11}", "(3", r"0.\overline{3}", "0.333...", "2020-05-01",
+    r"\\", "&", r"\frac", r"\frac12", r"\frac{1}{2}", r"\sqrt", r"\sqrt[3]", r"\binom", r"\pm", r"\cup", r"\in",
+    r"\text{",
+    r"\text{3 or 4}", r"\text{word}", r"\operatorname{", r"\operatorname{1a}", r"\operatorname{é}", r"\mathrm{",
+    r"\mathrm{²}",
+    r"\mathrm{٣}", r"\mathrm{2}", *"|^_!-+*/.~:?\"',;= ", *"012xyei", "10", "0.5", ".5", "1,000", "AB", "no", "word",
+    "f(x)",
+    "f(2)=", "P(A)=", "²", "٣", "é", "₂", "\u200b", "1011_2", "A5_{11}", "(3", r"0.\overline{3}", "0.333...",
+    "2020-05-01",
 ]
 
 
@@ -937,7 +940,8 @@ REPEATED = [
     "(A) ", "a ", "####", "#### 1", "7", "1+", "x+", "xy", "1,", "1,234,", ".", "(", "((1,2),", r"\left(", r"\frac{",
     r"\frac", r"\frac{1}{", r"\sqrt", r"\sqrt[3]{", "9^", "9^{", "(x+1)", "1/", "x=", ",", " ", "\n", "\\", r"\\",
     r"\,", "$", "%", "**", "-", "−", r"\pm1", r"\text{", r"\text{a}", r"\begin{pmatrix}", r"1&2\\", "cm ", "word ", "é",
-    "½", "\x00", "A1", "a1", "1A", "½x", "x²", "€", "…", "0.3…", "1-", "1/1/", "2 x ", "5 dozen ", "(A1", "A1_", "!!", "~5",
+    "½", "\x00", "A1", "a1", "1A", "½x", "x²", "€", "…", "0.3…", "1-", "1/1/", "2 x ", "5 dozen ", "(A1", "A1_",
+    "!!", "~5",
 ]
 GOLD = {"math": r"\frac{x+1}{2}", "gsm8k": "1,234", "choice": "B"}
 
@@ -1178,7 +1182,8 @@ def test_a_number_that_is_zero_in_every_field_is_not_zero():
     ("x!", "x", False),
     (r"\binom52", "10", True), ("|-3|", "3", True), (r"|1-\sqrt2|", r"\sqrt2-1", False),
     (r"|1-\sqrt2|", r"1-\sqrt2", False), (r"|\pi|", r"\pi", True),
-    ("|x-y|", "|y-x|", True), (r"\log_2 8", r"\log_2(8)", True), (r"\log_2 8", r"\log_3 8", False), (r"\log_2 x", r"\log_3 x", False),
+    ("|x-y|", "|y-x|", True), (r"\log_2 8", r"\log_2(8)", True), (r"\log_2 8", r"\log_3 8", False),
+    (r"\log_2 x", r"\log_3 x", False),
     (r"\sin^2 x", r"(\sin x)^2", True), (r"\sin 2x\cos x", r"\cos x\sin(2x)", True), (r"\sin x", r"\cos x", False),
     ("2^x", "2^{x}", True), (r"2^x\cdot2^y", "2^{x+y}", True), ("2^x", "2^y", False), ("(x-y)^z", "(x-y)^{z}", True),
     (r"\sqrt[3]{-8}", "-2", True), (r"(-8)^{2/3}", "4", True), (r"\sqrt[3]{-2}", r"-\sqrt[3]{2}", True),
@@ -1235,7 +1240,8 @@ KINDS_OF_PAIRS = {
         [("2 trillion", "2"), ("5 dozen", "5"), ("2 thirds", "2"), ("3 quarters", "3"), ("5 hundredths", "5"),
          ("5 score", "5"), ("5 squared", "5"), (r"5\text{ doubled}", "5"), ("5 factorial", "5"), ("5 negative", "5"),
          (r"10\text{ below zero}", "10"), ("5 half", "5"), (r"5\text{ and a half}", "5"), ("5 cubed", "5"),
-         ("5 degrees below zero", "5"), ("5 tripled", "5"), ("5 halves", "5"), ("5 eighths", "5"), ("0.3 repeating", "0.3"),
+         ("5 degrees below zero", "5"), ("5 tripled", "5"), ("5 halves", "5"), ("5 eighths", "5"),
+         ("0.3 repeating", "0.3"),
          ("4 plus", "4"), ("6 inverse", "6"), (r"3\text{ less}", "3"), ("7 or so", "7"),
          ("2 million dollars", r"\$2"), ("5 minus", "5"), ("8 quadrillion", "8"), ("5 in base six", "5 in base two")]),
     "units that differ by case alone": (
@@ -1278,7 +1284,8 @@ KINDS_OF_PAIRS = {
         [("5!!", "15"), ("6!!", "48"), ("5!", "120"), ("(3!)!", "720"), ("0!!", "1")],
         [("3!!", "720"), ("5!!", "120"), ("4!!!", "24"), ("5!!", "5!"), ("4!!", "24")]),
     "what has a number on its left is not free": (
-        [("f(2)=5", "5"), ("f(2)=5", "f(2)=5"), ("P(A)=.5", r"P(A)=\frac12"), ("f(x)=x+1", "y=x+1"), ("f(2)=5", "5=f(2)")],
+        [("f(2)=5", "5"), ("f(2)=5", "f(2)=5"), ("P(A)=.5", r"P(A)=\frac12"), ("f(x)=x+1", "y=x+1"),
+         ("f(2)=5", "5=f(2)")],
         [("f(2)=5", "f(3)=5"), ("P(A)=.5", "P(B)=.5"), ("1=2", "3=4"), ("f(2)=5", "y=5"), ("f(2)=5", "g(2)=5"),
          ("1=2", "1"), ("P(A)=.5", "y=.5"), ("a_1=5", "a_2=5"), (r"\sqrt2=0", r"\sqrt3=0"), ("2+2=5", "3+3=7"),
          ("f(a)=5", "f(b)=5"), (r"\sin 2=1", r"\sin 3=1"), ("x=5, x=6", "y=5, y=6")]),
@@ -1288,7 +1295,8 @@ KINDS_OF_PAIRS = {
         [("1<x>3", "1<x<3"), (r"1\le x\ge 3", r"1\le x\le 3"), (r"\infty-\infty", "0"), (r"\infty/\infty", "1"),
          (r"\frac{\infty}{\infty}", "1"), ("~5", "5"), (r"\infty-\infty", r"2\infty-2\infty"), ("x=~5", "5"),
          (r"(\pm 1,\pm 2)", r"(\mp1,\pm2)"), (r"(\pm 1, \pm 2)", r"(\pm 2, \pm 1)"), (r"0\cdot\infty", "0"),
-         (r"\infty", r"-\infty"), (r"\infty^0", "1"), ("~ 5", "5"), (r"(\pm1,\pm2)", r"(\pm1,\mp2)"), ("1<x>3", "3<x>1"),
+         (r"\infty", r"-\infty"), (r"\infty^0", "1"), ("~ 5", "5"), (r"(\pm1,\pm2)", r"(\pm1,\mp2)"),
+         ("1<x>3", "3<x>1"),
          (r"\infty", r"2\infty"), (r"x\ne1\ne2", r"x\ne2\ne1")]),
     "what is left over is not passed over": (
         [(r"-\frac13", r"-\frac{1}{3}"), (r"\frac12x", r"\frac{x}{2}"), (r"-\frac13&", r"-\frac13&")],
@@ -1296,7 +1304,8 @@ KINDS_OF_PAIRS = {
          (r"\frac34@", "0.75"), (r"\frac12'", "0.5"), (r"\frac12:3", "0.5"), (r"\operatorname{(}1)", "1")]),
     "numbers as models write them": (
         [("1e3", "1000"), ("2.5e-3", "0.0025"), ("10**3", "1000"), ("2**-1", "0.5"), ("=5", "5"), ("= 5", "5"),
-         (r"\sqrt{0}", "0"), (r"\pm 0", "0"), ("５", "5"), ("（１，２）", "(1,2)"), (r"{1\over 2}", "0.5"), (r"{5\choose 2}", "10"),
+         (r"\sqrt{0}", "0"), (r"\pm 0", "0"), ("５", "5"), ("（１，２）", "(1,2)"), (r"{1\over 2}", "0.5"),
+         (r"{5\choose 2}", "10"),
          (r"\nicefrac{1}{2}", "0.5"), (r"\textcolor{red}{5}", "5"), (r"\underline{5}", "5"), (r"{\color{blue} 5}", "5"),
          (r"\color{blue}{\frac12}", "0.5"), ("**5**", "5"), ("\u200b5", "5"), ("5\ufeff", "5"), ("1\u2009000", "1000"),
          ("1\u202f000\u202f000", "1000000"), (r"\,1,000", "1000"), ("10^3", "1E3"), ("12\u00a0345", "12345")],
@@ -1304,30 +1313,41 @@ KINDS_OF_PAIRS = {
     "units of one letter, and spelled out": (
         [("5 m", "5"), ("5 m", r"5\text{ meters}"), ("5 s", "5 seconds"), ("5 L", "5 liters"), ("5 g", "5 grams"),
          ("5 h", "5 hours"), ("60 km/h", "60"), ("60 km/h", r"60\text{ kilometers per hour}"), ("3 m/s", "3"),
-         ("3 m/s", "3 meters per second"), ("5 sq ft", "5 square feet"), (r"\$0.50", "50 cents"), ("50¢", "0.5 dollars"),
-         ("50 cents", "50"), ("60 miles/hour", "60 mph"), (r"9.8\ m/s^2", r"9.8\text{ m/s}^2"), ("5m", "m5"), ("5 m", "5m"),
+         ("3 m/s", "3 meters per second"), ("5 sq ft", "5 square feet"), (r"\$0.50", "50 cents"),
+         ("50¢", "0.5 dollars"),
+         ("50 cents", "50"), ("60 miles/hour", "60 mph"), (r"9.8\ m/s^2", r"9.8\text{ m/s}^2"), ("5m", "m5"),
+         ("5 m", "5m"),
          (r"50\text{ cents}", r"\$.50"), ("5 cu ft", "5 cubic feet"), (r"\frac12 m", "0.5")],
         [("5 m", "5 s"), ("5 m", "5 km"), ("3 m/s", "3 km/h"), (r"\$50", "50 cents"), ("5m", "5"), ("2m + 3 s", "2m+3"),
          ("5 m", "5 m^2"), ("60 km/h", "60 mph"), ("5 x", "5"), ("5 g", "5 mg")]),
     "words in any case, in \\text or not": (
-        [("No", r"\text{no}"), ("no", "No"), ("YES", r"\text{Yes}"), ("Odd", "odd"), ("none", r"\textbf{None}"), ("ALL", "all")],
+        [("No", r"\text{no}"), ("no", "No"), ("YES", r"\text{Yes}"), ("Odd", "odd"), ("none", r"\textbf{None}"),
+         ("ALL", "all")],
         [("no", "yes"), ("No", "on"), ("odd", "even")]),
     "values of functions": (
         [(r"\sin\frac{\pi}{6}", r"\frac12"), (r"\cos 0", "1"), (r"\cos\pi", "-1"), (r"\tan 60^\circ", r"\sqrt3"),
-         (r"\sin 45^\circ", r"\frac{\sqrt2}{2}"), (r"\sec 60°", "2"), (r"\cot\frac{\pi}{4}", "1"), (r"\cos 120^\circ", "-0.5"),
-         (r"\sin(-\frac{\pi}{2})", "-1"), (r"\log_2 8", "3"), (r"\ln e", "1"), (r"\log 100", "2"), (r"\log_{10} x", r"\log x"),
-         (r"\log_3\frac19", "-2"), (r"\ln 1", "0"), (r"\ln e^2", "2"), (r"\exp x", "e^x"), (r"\sec x", r"\frac1{\cos x}"),
-         (r"\tan x", r"\frac{\sin x}{\cos x}"), ("i^2", "-1"), ("i^3", "-i"), ("1/i", "-i"), (r"2i\sqrt2", r"\sqrt{-8}")],
-        [(r"\sin\frac{\pi}{6}", r"\frac13"), (r"\cos 1", "1"), (r"\log_2 8", "4"), (r"\log x", r"\ln x"), (r"\tan 90^\circ", "0"),
+         (r"\sin 45^\circ", r"\frac{\sqrt2}{2}"), (r"\sec 60°", "2"), (r"\cot\frac{\pi}{4}", "1"),
+         (r"\cos 120^\circ", "-0.5"),
+         (r"\sin(-\frac{\pi}{2})", "-1"), (r"\log_2 8", "3"), (r"\ln e", "1"), (r"\log 100", "2"),
+         (r"\log_{10} x", r"\log x"),
+         (r"\log_3\frac19", "-2"), (r"\ln 1", "0"), (r"\ln e^2", "2"), (r"\exp x", "e^x"),
+         (r"\sec x", r"\frac1{\cos x}"),
+         (r"\tan x", r"\frac{\sin x}{\cos x}"), ("i^2", "-1"), ("i^3", "-i"), ("1/i", "-i"),
+         (r"2i\sqrt2", r"\sqrt{-8}")],
+        [(r"\sin\frac{\pi}{6}", r"\frac13"), (r"\cos 1", "1"), (r"\log_2 8", "4"), (r"\log x", r"\ln x"),
+         (r"\tan 90^\circ", "0"),
          ("i", "1"), ("i", "-i"), ("(1+i)^2", "2"), ("x^2", "-1"), (r"\sin 30", r"\frac12"), ("i_1^2", "-1"),
          (r"\sin 0.5236", "0.5"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}")]),
     "equations, inequalities and sets said otherwise": (
-        [("2y=4x+2", "y=2x+1"), ("x+y=1", "-3x-3y=-3"), ("x=5", "2x=10"), (r"x\ne 3", r"3\ne x"), (r"(3,\infty)", "x>3"),
+        [("2y=4x+2", "y=2x+1"), ("x+y=1", "-3x-3y=-3"), ("x=5", "2x=10"), (r"x\ne 3", r"3\ne x"),
+         (r"(3,\infty)", "x>3"),
          (r"(-\infty,3]", r"x\le 3"), ("[1,2)", r"1\le x<2"), (r"\{5\}", "5"), ("(a,b)=(1,2)", "a=1, b=2"),
          ("(x,y)=(1,2)", "(1,2)"), ("(a,b)=(1,2)", "b=2,a=1"), ("1a_{16}", "1A_{16}"), (r"3<x", r"(3,\infty)")],
-        [("2y=4x+2", "y=2x+2"), ("x=5", "2x=5"), (r"x\ne3", r"y\ne3"), (r"(3,\infty)", r"x\ge3"), (r"[3,\infty)", "x>3"),
+        [("2y=4x+2", "y=2x+2"), ("x=5", "2x=5"), (r"x\ne3", r"y\ne3"), (r"(3,\infty)", r"x\ge3"),
+         (r"[3,\infty)", "x>3"),
          (r"(3,\infty)", "x<3"), (r"\{5,6\}", "5"), (r"\{5\}", "6"), ("(a,b)=(1,2)", "a=2,b=1"), ("(1,2)", "1<x+1<2"),
-         ("y=x^2", "xy=x^3"), ("1a_{16}", "1b_{16}"), ("(a,b)=(1,2)", "a=1"), (r"(1,2)", r"x\ne1"), ("x+y=1", "x+y=2")]),
+         ("y=x^2", "xy=x^3"), ("1a_{16}", "1b_{16}"), ("(a,b)=(1,2)", "a=1"), (r"(1,2)", r"x\ne1"),
+         ("x+y=1", "x+y=2")]),
 }
 
 

@@ -23,7 +23,6 @@ Read it top to bottom. What each stage makes of "so \boxed{(\frac12, 2x)}":
 Rationals are compared as rationals, all else by its value at a random point of two prime fields of over 283 bits: an
 accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below p. Checked
 by test_grader.py::test_the_fields_are_what_the_grader_needs.
-
 Of 800 and 165 labelled MATH outputs 800 and 163 are decided as labelled, by Math-Verify 0.9.0 792 and 160; of 6,595 on
 GSM8K 6,592, 6,590; of 84 test cases of other graders PAIRS, 61 (experiments/graders.py; tests/grading_notes.md).
 """
@@ -144,8 +143,7 @@ BESIDE = re.compile(r"""
 
 def stated_choice(response: str) -> str | None:
     """The letter A to D that the response states last; None for none, a hedge ("A or B") or no option (E)."""
-    alone = re.fullmatch(r"[\s*_(\[$]{0,9}([A-D])[\s*_)\].:$]{0,9}", response)
-    if alone:
+    if alone := re.fullmatch(r"[\s*_(\[$]{0,9}([A-D])[\s*_)\].:$]{0,9}", response):
         return alone[1]
     response = response.rstrip()[-20 * LONGEST :]
     for mark in list(ANNOUNCED.finditer(response))[:-1000:-1]:  # from the last one on
@@ -196,7 +194,7 @@ SCALES = {word: scale for scale, names in zip(
     "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth "
     "sixth seventh eighth ninth tenth hundredth thousandth".split()) for word in names.split(",")}
 CHANGING = set("squared cubed doubled tripled quadrupled halved factorial negative minus plus below above under over "
-               "less fewer more zero inverse reciprocal repeating recurring remainder off twice thrice not of to by".split())
+               "less fewer more zero inverse reciprocal repeating recurring remainder off twice not of to by".split())
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
             "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())
 FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())
@@ -224,7 +222,8 @@ REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
     (r"\{([^{}]*)\\over(?![a-z])", r"\\frac{\1}{"), (r"\{([^{}]*)\\choose(?![a-z])", r"\\binom{\1}{"),
     (r"^((?:[^a-zA-Z+=]|\\d?frac|\\sqrt)*[0-9})])(?:\s|\\[,; ]|~)+((?:[msLgh]|km)(?:/(?:h|s|min))?)(?![a-zA-Z/])"
      r"(?=\s*(?:\^\{?[0-9]\}?)?[\s$.]*\Z)", r"\1\\text{\2}"),                                # 5 m, 9.8 m/s^2
-    (r">=", r"\\ge "), (r"<=", r"\\le "), (r"(?<!\\)\\[()\[\]]", " "), (r"(?:^|(?<=[=($]))\s*~(?=\s*[0-9.\\$])", r"\\approx "),
+    (r">=", r"\\ge "), (r"<=", r"\\le "), (r"(?<!\\)\\[()\[\]]", " "),
+    (r"(?:^|(?<=[=($]))\s*~(?=\s*[0-9.\\$])", r"\\approx "),                     # ~5 is not 5; 0.333... is 1/3
     (r"(?<![0-9.])([0-9]{0,20}\.[0-9]{0,20}?)([0-9]{1,12}?)\2{1,20}\s*\\[lc]?dots(?![a-z])", r"\1\\overline{\2}"),
     ("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)|[₀₁₂₃₄₅₆₇₈₉]+", lambda run: f"{'^' if run[1] else '_'}{{{run[0].translate(PLAIN)}}}"),  # x¹²
     (r"\\\\\s*\[[^\]]{0,9}\]", r"\\\\"),                                            # a row break with its height
@@ -232,8 +231,7 @@ REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
     (r"(\\(?:text|mathrm)\s*\{[^{}0-9]*)\^\{?([0-9])\}?\}", r"\1}^\2"),             # \mathrm{cm^2}
     (r"(?:\\(?:text|mathrm)\s*\{|\()([0-9A-F]+)[})](?=\s*_)", r"\1"),               # \text{A5}_{11}, (43)_5
     (r"(?i)(?<=[0-9])((?:\s|\\ |~|\\text\s*\{)*)([ap])\.?m\b\.?", lambda m: f"{m[1]} {m[2].lower()}m"),  # 4:30 P.M.
-    (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,\\!|\\,)\s{0,3}(?=[0-9]{3}(?![0-9]))", ""),      # 10{,}000, 10,\!000 and 10\,000
-    (r"(?<!\\)\\,", " "),
+    (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,\\!|\\,)\s{0,3}(?=[0-9]{3}(?![0-9]))", ""), (r"(?<!\\)\\,", " "),  # 10{,}000 and \,
 ]]
 BRACKETED = re.compile(r"[(\[]|\\\{|\\langle|\\begin")
 THOUSANDS = [re.compile(rf"(?<![0-9.,^_])(?<![\^_]{{)[1-9][0-9]{{0,2}}(?:{comma}[0-9]{{3}})+(?!,?[0-9])")
@@ -327,7 +325,6 @@ def without_unit(tokens: list[str]) -> tuple[list[str], str]:
 class Undecided(Exception):
     """The text is outside the grammar, or too large: it is compared as a string."""
 
-
 class NoRoot(Exception):
     """This field has no root of a number of which the answer has one."""
 
@@ -387,7 +384,6 @@ class Reader:
     def read_items(self, parts):
         """The items of a list; one with a \\pm is two."""
         return [item for value in map(self.read, parts) for item in (value[1] if value[0] == "list" else [value])]
-
     def read_one(self, tokens):
         """What has no comma but in brackets."""
         if len(sets := self.split(tokens, {"\\cup"})) > 1:
@@ -401,8 +397,7 @@ class Reader:
             return "order", [ORDERS[sign] for sign in signs][::way], sides[::way]
         if opened(tokens[0]) == 1 and 0 not in list(accumulate(map(opened, tokens)))[:-1]:  # closed by the last token
             return self.read_enclosed(tokens[0], tokens[1:-1], tokens[-1])
-        matrix = next((i for i, token in enumerate(tokens) if token.startswith("\\begin")), None)
-        if matrix is not None:
+        if matrix := next((i for i, token in enumerate(tokens) if token.startswith("\\begin")), 0):
             return self.read_multiple(tokens[:matrix], tokens[matrix:])
         if {"\\pm", "\\mp"} & set(tokens):
             two = [self.read([{"\\pm": up, "\\mp": down}.get(token, token) for token in tokens])
@@ -454,7 +449,6 @@ class Reader:
                           for row in rows]
 
     # ---- Values: tokens → a number in one field ----------------------------------------------------------------------
-
     def peek(self):
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
     def take(self, wanted=None):
@@ -464,7 +458,6 @@ class Reader:
         return token
     def sign(self):
         return Fraction(-1 if self.peek() == "-" and self.take() else 1)
-
     def sum(self):
         total = self.product() if self.peek() not in ("+", "-") else Fraction(0)
         while self.peek() in ("+", "-"):
@@ -565,9 +558,8 @@ class Reader:
         """2\\frac34 is 2 + 3/4: a whole number right before a proper fraction of digits."""
         rest = "".join(self.tokens[self.at : self.at + 7])
         digits = re.match(r"\\frac(?:\{([0-9]{1,9})\}|([0-9]))(?:\{([0-9]{1,9})\}|([0-9])(?![0-9]))", rest)
-        if digits and whole.denominator == 1 and 0 < int(digits[1] or digits[2]) < int(digits[3] or digits[4]):
-            return whole + self.atom()
-        return whole
+        proper = digits and whole.denominator == 1 and 0 < int(digits[1] or digits[2]) < int(digits[3] or digits[4])
+        return whole + self.atom() if proper else whole
     def absolute(self):
         """|a|: of a number, or of an expression without names that counts as positive, itself; else unknown."""
         self.bars = True
@@ -609,8 +601,6 @@ class Reader:
         return self.times(Fraction((-1) ** (k // 12)), self.power(SQUARES[k % 12], Fraction(1, 2)))
     def degrees(self, value):
         return self.times(self.times(value, Fraction(1, 180)), self.name("\\pi"))
-
-    # Arithmetic: of two Fractions exact, else of residues.
     def residues(self, value):
         if isinstance(value, Residue):
             return value
@@ -635,7 +625,6 @@ class Reader:
         self.spend(10)
         p, q = (int(hashlib.sha512(repr((n, key)).encode()).hexdigest(), 16) % n for n in (self.p, self.q))
         return Residue(p if names is None else p * p % self.p, q, names)
-
     def power(self, base, exponent):
         self.spend(10)
         if not isinstance(exponent, Fraction):  # 2^x: known of a square, whose powers repeat after q
@@ -660,8 +649,7 @@ class Reader:
         """base^(n/d) for d > 1: exact if it is rational; of a negative base if d is odd, or 2 (by way of i)."""
         n, d = exponent.numerator, exponent.denominator
         if isinstance(base, Fraction):
-            exact = exact_root(base, d)
-            if exact is not None:
+            if (exact := exact_root(base, d)) is not None:
                 return self.power(exact, Fraction(n))
             if base < 0:
                 need(d == 2 or d % 2)
@@ -695,7 +683,7 @@ class Reader:
             case (("named", _, x), y) | (x, ("named", _, y)):
                 return self.same(x, y)
             case (("set", x), ("set" | "list", y)) | (("list", x), ("set", y)):
-                return self.covers(x, y) and self.covers(y, x)
+                return all(any(self.same(p, q) for q in v) for u, v in ((x, y), (y, x)) for p in u)
             case ("number", _, _, [x]), ("number", _, _, [y]) if x.isalpha() and y.isalpha():
                 return x == y
             case ("number", x, "dollar", _), ("number", y, "cent", _):
@@ -742,8 +730,6 @@ class Reader:
         return "equation", self.minus(name[1], value[1]), "", []
     def all_same(self, a, b):
         return len(a) == len(b) and all(map(self.same, a, b))
-    def covers(self, a, b):
-        return all(any(self.same(x, y) for y in a) for x in b)
     def matched(self, a, b):
         """Whether the one list is the other in some order; x = 3, y = 4 is 3, 4 in this order alone."""
         named = [[x[1] for x in items if x[0] == "named"] for items in (a, b)]

@@ -193,8 +193,8 @@ SCALES = {word: scale for scale, names in zip(
     "100 10^3 10^6 10^9 10^12 10^15 12 20 144 1/2 1/3 1/4 1/5 1/6 1/7 1/8 1/9 1/10 1/100 1/1000".split(),
     "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth "
     "sixth seventh eighth ninth tenth hundredth thousandth".split()) for word in names.split(",")}
-CHANGING = re.compile(r"""(?i)"(?:squared|cubed|(?:tri|\w+u)pled|doubled|halved|factorial|negative|minus|plus|below|above
-    |under|over|less|fewer|more|zero|inverse|reciprocal|repeating|recurring|remainder|off|twice|not|of|to|by|mod|couple
+CHANGING = re.compile(r"""(?i)"(?:squared|cubed|(?:tri|\w+u)pled|doubled|halved|factorial|negative|minus|plus|below
+    |above|under|over|less|fewer|more|zero|inverse|reciprocal|repeating|recurring|remainder|off|twice|not|of|to|by|mod|couple
     |rooted|myriad|\w*(?:teen|tie|lf|ion)ths?|\w+illions?)""", re.VERBOSE)  # words after a number that are no units
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
             "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())

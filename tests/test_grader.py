@@ -866,7 +866,8 @@ def test_any_string_of_fragments_equals_itself(items):
 
 VOCABULARY = [
     *grader.RENAMED, *grader.SYMBOLS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
-    *grader.SCALES, *"squared below zero half negative".split(), *("\\" + name for name in sorted(grader.SYMBOLIC | grader.FUNCTIONS)),
+    *grader.SCALES, *"squared below zero half negative".split(),
+    *("\\" + name for name in sorted(grader.SYMBOLIC | grader.FUNCTIONS)),
     r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{array}{c}", r"\end{array}",
     r"\\", "&", r"\frac", r"\frac12", r"\frac{1}{2}", r"\sqrt", r"\sqrt[3]", r"\binom", r"\pm", r"\cup", r"\in",
     r"\text{",
@@ -1243,7 +1244,8 @@ KINDS_OF_PAIRS = {
          ("5 degrees below zero", "5"), ("5 tripled", "5"), ("5 halves", "5"), ("5 eighths", "5"),
          ("0.3 repeating", "0.3"),
          ("4 plus", "4"), ("6 inverse", "6"), (r"3\text{ less}", "3"), ("7 or so", "7"),
-         ("2 million dollars", r"\$2"), ("5 minus", "5"), ("8 quadrillion", "8"), ("5 in base six", "5 in base two"), ("5 millionths", "5"),
+         ("2 million dollars", r"\$2"), ("5 minus", "5"), ("8 quadrillion", "8"),
+         ("5 in base six", "5 in base two"), ("5 millionths", "5"),
          ("3 sixteenths", "3"), ("7 zillion", "7"), ("5 mod", "5")]),
     "units that differ by case alone": (
         [("5 mg", "5"), ("5 MW", "5 MW"), ("5 Hours", "5 hours"), ("5 CM", "5 CM"), ("5 mL", r"5\text{ ml}"),
@@ -1347,7 +1349,8 @@ KINDS_OF_PAIRS = {
          ("(x,y)=(1,2)", "(1,2)"), ("(a,b)=(1,2)", "b=2,a=1"), ("1a_{16}", "1A_{16}"), (r"3<x", r"(3,\infty)")],
         [("2y=4x+2", "y=2x+2"), ("x=5", "2x=5"), (r"x\ne3", r"y\ne3"), (r"(3,\infty)", r"x\ge3"),
          (r"[3,\infty)", "x>3"),
-         (r"(3,\infty)", "x<3"), (r"\{5,6\}", "5"), (r"\{5\}", "6"), (r"\{1\},\{2\}", "1,2"), ("(a,b)=(1,2)", "a=2,b=1"), ("(1,2)", "1<x+1<2"),
+         (r"(3,\infty)", "x<3"), (r"\{5,6\}", "5"), (r"\{5\}", "6"), (r"\{1\},\{2\}", "1,2"),
+         ("(a,b)=(1,2)", "a=2,b=1"), ("(1,2)", "1<x+1<2"),
          ("y=x^2", "xy=x^3"), ("1a_{16}", "1b_{16}"), ("(a,b)=(1,2)", "a=1"), (r"(1,2)", r"x\ne1"),
          ("x+y=1", "x+y=2")]),
 }

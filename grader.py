@@ -194,8 +194,8 @@ SCALES = {word: scale for scale, names in zip(
     "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth "
     "sixth seventh eighth ninth tenth hundredth thousandth".split()) for word in names.split(",")}
 CHANGING = re.compile(r"""(?i)"(?:squared|cubed|(?:tri|\w+u)pled|doubled|halved|factorial|negative|minus|plus|below
-    |above|under|over|less|fewer|more|zero|inverse|reciprocal|repeating|recurring|remainder|off|twice|not|of|to|by|mod|couple
-    |rooted|myriad|\w*(?:teen|tie|lf|ion)ths?|\w+illions?)""", re.VERBOSE)  # words after a number that are no units
+    |above|under|over|less|fewer|more|zero|inverse|reciprocal|repeating|recurring|remainder|off|twice|not|of|to|by|mod
+    |couple|myriad|\w*(?:teen|tie|lf|ion)ths?|\w+illions?)""", re.VERBOSE)  # words after a number that are no units
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
             "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())
 FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())

@@ -144,8 +144,12 @@ def answers(model: GPT, encoding: Encoding, problems: list[dict], prompts: list[
 
 def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     """What the grader says of a completion; asked is False where the prompt was longer than the context."""
-    extracted = extract_answer(completion, kind) if asked else None
-    correct = matches(extracted, gold, kind)
+    extracted = None
+    try:
+        extracted = extract_answer(completion, kind) if asked else None
+        correct = matches(extracted, gold, kind)
+    except Exception:  # a mistake of the grader's ends no run: the text is kept, to be graded anew
+        return dict(extracted=extracted, gold=gold, correct=False, reason="grader")
     reason = "right" if correct else "wrong" if extracted else "no answer" if asked else "prompt too long"
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 

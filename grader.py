@@ -3,11 +3,13 @@ r"""Whether the answer that a response states equals the gold one: exact, in pur
     is_correct(r"so \boxed{\frac12}", "0.5")          True; kind="gsm8k" is for GSM8K's numbers, "choice" for letters
     python grader.py "so \boxed{\frac12}" 0.5         the same, and how both were read
 
-Equal are the ways to write one thing: 1/2, 0.5, 2/4; 0.1\overline{6} and 1/6; 2\frac34 and 2.75; 1,234 and 1234; √8 and
+Equal are the ways to write one thing: 1/2, 0.5, 2/4; 0.333... and 1/3; 2\frac34 and 2.75; 1,234 and 1234; √8 and
 2√2; (x+1)² and x²+2x+1; 3 ± 1 and 4, 2; lists and sets in any order, tuples, intervals and matrices in theirs; x = 5
-and 5; 5 cm and 5 (not 5 m); 10% and 10 (not 0.1); an equation and itself with terms moved across; a text in any case.
-Outside of this grammar the same string without its blanks is equal, nothing else. There is no tolerance (0.333 is not
-1/3), no float, no running of text, no judge and no guess: what can't be decided (a root of a sum) is wrong.
+and 5; x > 3 and (3, ∞); an equation and its multiples; 5 cm and 5 (not 5 m); 10% and 10 (not 0.1) and 30° and 30 (not
+within sin), as MATH's answers have it. What may be read in two ways is read so that less is equal: letters alone are a
+name (AB is not BA, A·B is B·A), AB_{12} too; 3-2 is a score, 5 dozen 60, sin⁻¹ an inverse, ∞ - ∞ nothing. Outside of
+this grammar the same string without its blanks is equal, nothing else. No tolerance (0.333 is not 1/3), no float, no
+running of text, no judge and no guess: what can't be decided (a root of a sum) is wrong.
 
 Read it top to bottom. What each stage makes of "so \boxed{(\frac12, 2x)}":
 
@@ -18,13 +20,11 @@ Read it top to bottom. What each stage makes of "so \boxed{(\frac12, 2x)}":
     same      Reader.same, same_value      two read answers → yes or no     equal part by part, in two fields
     verdict   is_correct, matches, equal   response and gold → yes or no    or else equal as strings
 
-Rationals are compared as rationals. All else is compared by its value at a random point of two prime fields of over 283
-bits: an accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below
-p. Checked by test_grader.py::test_the_fields_are_what_the_grader_needs.
-
-Beside Math-Verify 0.9.0 (python experiments/graders.py): of 800 and 165 labelled MATH outputs 800 and 163 are decided
-as labelled, by Math-Verify 792 and 160, in 0.07 and 0.47 ms of CPU time a row against 1.97 and 19.56; of 6,595 on GSM8K
-6,592 against 6,590; of 84 test cases of other graders 60 against 61. tests/grading_notes.md has it row by row.
+Rationals are compared as rationals, all else by its value at a random point of two prime fields of over 283 bits: an
+accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below p. Checked
+by test_grader.py::test_the_fields_are_what_the_grader_needs.
+Of 800 and 165 labelled MATH outputs 800 and 163 are decided as labelled, by Math-Verify 0.9.0 792 and 160; of 6,595 on
+GSM8K 6,592, 6,590; of 84 test cases of other graders 61, 61 (experiments/graders.py; tests/grading_notes.md).
 """
 
 import argparse
@@ -36,7 +36,7 @@ import sys
 from collections import namedtuple
 from decimal import Decimal
 from fractions import Fraction
-from functools import partialmethod
+from functools import partialmethod, reduce
 from itertools import accumulate
 
 KINDS = ("math", "gsm8k", "choice")  # of problem, and how its answer is graded
@@ -71,7 +71,7 @@ def last_box(text: str) -> str | None:
 
 def stated(text: str) -> str:
     """The answer that follows "the answer is": a displayed formula, or what stands before the end of the sentence."""
-    text = text[:LONGEST].lstrip(" \t\r\n:*_`")
+    text = text[:LONGEST].replace("...", "…").lstrip(" \t\r\n:*_`")
     sentence = re.split(r"[.](?=\s|[$*]*$|[$*]+\s)|\n|,? (?:because|since|which|where|as)(?:\s|$)", text, maxsplit=1)[0]
     formula = (re.match(r"\$\$(.*?)\$\$|\\\[(.*?)\\\]", text, re.DOTALL)
                or re.fullmatch(r"\$([^$]*)\$|\\\((.*)\\\)", sentence.strip(" *_")))
@@ -106,7 +106,6 @@ def extract_answer(response: str, kind: str = "math") -> str | None:
         answer = stated(rest)
     if kind == "math" or rational(answer) is not None:
         return answer or None
-
     # gsm8k, and more than a number: 18 cups, x = 18. But 18 or 19, in a box or after ####, is no answer.
     if end is None and re.search(r"[,;]\s|\b(?:or|and)\b|\\frac", answer) and len(NUMBER.findall(answer)) > 1:
         return None
@@ -144,8 +143,7 @@ BESIDE = re.compile(r"""
 
 def stated_choice(response: str) -> str | None:
     """The letter A to D that the response states last; None for none, a hedge ("A or B") or no option (E)."""
-    alone = re.fullmatch(r"[\s*_(\[$]{0,9}([A-D])[\s*_)\].:$]{0,9}", response)
-    if alone:
+    if alone := re.fullmatch(r"[\s*_(\[$]{0,9}([A-D])[\s*_)\].:$]{0,9}", response):
         return alone[1]
     response = response.rstrip()[-20 * LONGEST :]
     for mark in list(ANNOUNCED.finditer(response))[:-1000:-1]:  # from the last one on
@@ -160,7 +158,6 @@ def stated_choice(response: str) -> str | None:
             return None
         if not (letter.isascii() and letter.isalpha()) or re.match(r"[A-Za-z0-9]|'[a-z]|\.[A-Za-z]", after):
             continue  # a word
-
         word = re.match(r"[ \t]+([a-z]+)", after)
         maybe_article = letter == "a" or letter == "A" and mark[0][-1] in ":=："
         if maybe_article and word and not before.strip(" \t\n:*_") and word[1] not in AFTER_A:
@@ -178,48 +175,65 @@ def stated_choice(response: str) -> str | None:
 SYMBOLS = {**{s[0]: s[1:] + " " for s in (
     r"×\times ·\cdot ⋅\cdot ÷\div √\sqrt π\pi θ\theta ∞\infty °^\circ ≤\le ≥\ge ≠\ne "
     r"±\pm ∓\mp ∪\cup ∈\in ∅\emptyset ½\frac12 ⅓\frac13 ⅔\frac23 ¼\frac14 ¾\frac34").split()},
-           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), "€": "\\text{euro}"}
+           **{chr(i): chr(i - 0xFEE0) for i in range(0xFF01, 0xFF5F)},  # full width
+           **dict.fromkeys("−–—‐‑‒―－﹣", "-"), **dict.fromkeys("\u200b\u2060\ufeff", ""),
+           **dict.fromkeys("\u00a0\u2009\u202f", " "), "€": "\\text{euro}", "¢": "\\text{cent}", "…": "\\dots "}
 PLAIN = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "0123456789" * 2)
 RENAMED = dict(pair.split() for pair in (
-    r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,\leqslant \le,\geq \ge,"
-    r"\geqslant \ge,\lt <,\gt >,\neq \ne,\varnothing \emptyset,\lbrace \{,\rbrace \},\lvert |,\rvert |,\vert |,"
-    r"\lbrack [,\rbrack ],\dbinom \binom,\tbinom \binom,\ldots \dots,\cdots \dots,\infinity \infty,\varphi \phi,"
-    r'\bigcup \cup,\colon :,\% "percent,% "percent,\$ "dollar,\degree "degree').split(","))
+    r"\dfrac \frac,\tfrac \frac,\cfrac \frac,\nicefrac \frac,\sfrac \frac,\times *,\cdot *,\ast *,\div /,\leq \le,"
+    r"\leqslant \le,\geq \ge,\geqslant \ge,\lt <,\gt >,\neq \ne,\varnothing \emptyset,\lbrace \{,\rbrace \},\lvert |,"
+    r"\rvert |,\vert |,\lbrack [,\rbrack ],\dbinom \binom,\tbinom \binom,\ldots \dots,\cdots \dots,\infinity \infty,"
+    r'\varphi \phi,\bigcup \cup,\colon :,\% "percent,% "percent,\$ "dollar,\degree "degree').split(","))
 UNITS = dict(pair.split() for pair in (
     "centimeter cm,centimetre cm,millimeter mm,meter m,metre m,kilometer km,kilometre km,foot ft,feet ft,inch in,"
-    "inche in,yard yd,mile mi,gram g,kilogram kg,pound lb,ounce oz,hour hr,minute min,second sec,liter l,"
-    "litre l,gm g,gallon gal,h hr,year yr,deg degree,usd dollar,milesperhour mph,mile/hour mph,mi/h mph").split(","))
-SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml sec min gal am pm deg".split())
-SCALES = dict(hundred="100", thousand="1000", million="1000000", billion="1000000000")
+    "inche in,yard yd,mile mi,gram g,kilogram kg,pound lb,ounce oz,hour hr,minute min,second s,liter l,"
+    "litre l,gm g,gallon gal,h hr,s s,sec s,year yr,USD dollar,mL ml,L l,mph mi/hr,kph km/hr").split(","))
+SHORT_UNITS = set("cm mm km ft in yd kg mg lb lbs oz mph hr hrs ml mL kW MW mW Mg sec min gal am pm sq cu".split())
+SCALES = {word: scale for scale, names in zip(
+    "100 10^3 10^6 10^9 10^12 10^15 12 20 144 1/2 1/3 1/4 1/5 1/6 1/7 1/8 1/9 1/10 1/100 1/1000".split(),
+    "hundred thousand million billion trillion quadrillion dozen score gross half,halve third quarter,fourth fifth "
+    "sixth seventh eighth ninth tenth hundredth thousandth".split()) for word in names.split(",")}
+CHANGING = re.compile(r"""(?i)"(?:squared|cubed|(?:tri|\w+u)pled|doubled|halved|factorial|negative|minus|plus|below
+    |above|under|over|less|fewer|more|zero|inverse|reciprocal|repeating|recurring|remainder|off|twice|not|of|to|by|mod
+    |couple|myriad|\w*(?:teen|tie|lf|ion)ths?|\w+illions?)""", re.VERBOSE)  # words after a number that are no units
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
-            "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset dots".split())
+            "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())
 FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())
 SPELLED = FUNCTIONS - {"min", "max", "sec"}  # without a backslash, too; min and sec are units
 ACCENTS = set("overline bar vec hat mathbb mathcal overrightarrow".split())
 SYMBOLIC = NAMES | ACCENTS
+ALIASES = {"or": ",", "and": ",", **dict.fromkeys(("degree", "degrees", "deg"), '"degree')}
 
 TOKEN = re.compile(r"""
     (?P<skip> \s+ | [$~] | \\(?:left|right)\s*\. | \\[,;:!> ()\[\]]                            # no meaning
-      | \\[hv]?phantom\s*(?:\{[^{}]*\}|[^\\{]) | \\[hm]space\*?\s*\{[^{}]*\} | \\\Z
+      | \\(?:text)?color\s*\{[a-zA-Z]*\} | \\[hv]?phantom\s*(?:\{[^{}]*\}|[^\\{]) | \\[hm]space\*?\s*\{[^{}]*\} | \\\Z
       | \\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad|(?:neg)?(?:thin|med|thick)space|enspace
-          |space|large|bf|mathbf|boldsymbol|bm|mathit|mathsf)(?![a-zA-Z]) )
+          |space|large|bf|mathbf|boldsymbol|bm|underline|mathit|mathsf)(?![a-zA-Z]) )
     | \\(?P<style>text(?:bf|it|rm|sf|normal)?|[mh]box|mathrm|operatorname\*?)\s*\{(?P<words>[^{}]*)\}
     | (?P<environment> \\(?:begin|end)\s*\{[a-zA-Z]*\*?\} )
-    | (?P<based> [0-9A-F]+_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )                                 # 1011_2
+    | (?P<word> (?<![^,;=$\s])(?<![-+*/]\s)              # a date, a score
+        [0-9]+(?:(?:-[0-9]+)+|(?:\s-\s[0-9]+)*\s-\s0[0-9]|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z))
+      | (?<=[\w)}$]\s)(?:to|by|of|is|in|on|at|as|vs|per)(?=\s+[\w(\\$]) )                       # 5 to 1, 2 by 3
+    | (?P<based> (?<![0-9A-F])(?:[0-9A-F]+|[0-9][0-9a-f]{0,9}(?=_\{1[1-6]))_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )
     | [0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{[0-9]+\}|[0-9]) | [0-9]+(?:\.[0-9]+)? | \.[0-9]+  # numbers
     | (?P<letters> [a-zA-Z]+ ) | \\[a-zA-Z]+ | \\. | .""", re.VERBOSE | re.DOTALL)
 
 REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
-    (r">=", r"\\ge "), (r"<=", r"\\le "),
-    ("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda run: f"^{{{run[0].translate(PLAIN)}}}"),              # x¹² is x^{12}
-    ("[₀₁₂₃₄₅₆₇₈₉]+", lambda run: f"_{{{run[0].translate(PLAIN)}}}"),
+    (r"^\s*\*\*(.*)\*\*\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[1] or ""),               # **5**, =5
+    (r"\*\*", "^"), (r"(?<![\w.])([0-9.]{1,40})[eE]([+-]?[0-9]{1,9})(?!\w)", r"\1*10^{\2}"),  # 10**3, 1e3
+    (r"\{([^{}]*)\\over(?![a-z])", r"\\frac{\1}{"), (r"\{([^{}]*)\\choose(?![a-z])", r"\\binom{\1}{"),
+    (r"^((?:[^a-zA-Z+=]|\\d?frac|\\sqrt)*[0-9})])(?:\s|\\[,; ]|~)+((?:[msLgh]|km)(?:/(?:h|s|min))?)(?![a-zA-Z/])"
+     r"(?=\s*(?:\^\{?[0-9]\}?)?[\s$.]*\Z)", r"\1\\text{\2}"),                                # 5 m, 9.8 m/s^2
+    (r">=", r"\\ge "), (r"<=", r"\\le "), (r"(?<=\bsq)\.|(?<=\bcu)\.", ""), (r"(?<!\\)\\[()\[\]]", " "),
+    (r"(?:^|(?<=[=($]))\s*~(?=\s*[0-9.\\$])", r"\\approx "),                     # ~5 is not 5; 0.333... is 1/3
+    (r"(?<![0-9.])([0-9]{0,20}\.[0-9]{0,20}?)([0-9]{1,12}?)\2{1,20}\s*\\[lc]?dots(?![a-z])", r"\1\\overline{\2}"),
+    ("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)|[₀₁₂₃₄₅₆₇₈₉]+", lambda run: f"{'^' if run[1] else '_'}{{{run[0].translate(PLAIN)}}}"),  # x¹²
     (r"\\\\\s*\[[^\]]{0,9}\]", r"\\\\"),                                            # a row break with its height
-    (r"(?<!\\)\\[()\[\]]", " "),                                                    # \( and \), \[ and \]
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", r"\\degree "),
     (r"(\\(?:text|mathrm)\s*\{[^{}0-9]*)\^\{?([0-9])\}?\}", r"\1}^\2"),             # \mathrm{cm^2}
     (r"(?:\\(?:text|mathrm)\s*\{|\()([0-9A-F]+)[})](?=\s*_)", r"\1"),               # \text{A5}_{11}, (43)_5
     (r"(?i)(?<=[0-9])((?:\s|\\ |~|\\text\s*\{)*)([ap])\.?m\b\.?", lambda m: f"{m[1]} {m[2].lower()}m"),  # 4:30 P.M.
-    (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,\\!|\\,)\s{0,3}(?=[0-9]{3}(?![0-9]))", ""),      # 10{,}000, 10,\!000 and 10\,000
+    (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,\\!|\\,)\s{0,3}(?=[0-9]{3}(?![0-9]))", ""), (r"(?<!\\)\\,", " "),  # 10{,}000 and \,
 ]]
 BRACKETED = re.compile(r"[(\[]|\\\{|\\langle|\\begin")
 THOUSANDS = [re.compile(rf"(?<![0-9.,^_])(?<![\^_]{{)[1-9][0-9]{{0,2}}(?:{comma}[0-9]{{3}})+(?!,?[0-9])")
@@ -229,17 +243,24 @@ MIXED = re.compile(r"(?<![0-9./^_}])([0-9]+)(?:\s|\\ )+([0-9]+)\s*/\s*([0-9]+)(?
 
 def tokens_of(text: str, thousands: bool = True) -> list[str]:
     """LaTeX or plain mathematics as tokens; a word or unit is a token that begins with a quote."""
-    text = "".join(SYMBOLS.get(c, c) for c in text)
+    text = "".join(SYMBOLS.get(c, c) for c in text.replace("...", "…"))
+    if len(text) > LONGEST:  # now that ½ is \frac12
+        return ['"' + text]
     end = len(text.rstrip(".,;$ \n"))
     text = text[: end + text[:end].endswith("\\")]  # but for \, and \$
-    for pattern, new in REWRITTEN:
-        text = pattern.sub(new, text)
+    text = reduce(lambda text, rule: rule[0].sub(rule[1], text), REWRITTEN, text)
     left, equals, right = text.rpartition("=")
-    if thousands and not BRACKETED.search(right):  # 10,000 and 10 000; in brackets a comma separates two numbers
-        for pattern in THOUSANDS:
-            right = pattern.sub(lambda number: re.sub("[, ]", "", number[0]), right)
+    for pattern in THOUSANDS if thousands and not BRACKETED.search(right) else ():  # in brackets a comma separates
+        right = pattern.sub(lambda number: re.sub("[, ]", "", number[0]), right)
     text = MIXED.sub(r"\1\\frac{\2}{\3}", left + equals + right)  # 2 3/4
-    return [token for match in TOKEN.finditer(text) for token in tokens_in(match)]
+    tokens = []
+    for token in (token for match in TOKEN.finditer(text) for token in tokens_in(match)):
+        if token[0].isdigit() and tokens and tokens[-1].isalpha() and tokens[-2:][0][-1].isdigit():
+            tokens[-1] = '"' + tokens[-1]  # 2 x 3: a word between numbers
+        word = token[1:].lower() if token[0] == '"' and tokens and tokens[-1][-1] in "0123456789}" else ""
+        scale = SCALES.get(word, SCALES.get(word.removesuffix("s")))
+        tokens += ["*", *re.findall("[0-9]+|.", scale)] if scale else [token]
+    return tokens
 
 
 def tokens_in(match: re.Match) -> list[str]:
@@ -248,61 +269,56 @@ def tokens_in(match: re.Match) -> list[str]:
     word = letters or (match["words"] or "").replace("~", " ").strip()
     if match["skip"] or style and not word:
         return []
-    if match["environment"]:
-        return ["".join(token.split())]
+    if match["word"] or match["environment"]:
+        return ['"' * bool(match["word"]) + "".join(token.split())]
     if match["based"]:
         digits, base = re.sub("[{}]", "", token).split("_")
-        if digits.isalpha() and len(digits) == 1:
-            return [digits, "_", base]  # the name A_1
+        if digits.isalpha():
+            return [digits, "_", base]  # the names A_1 and AB_12
         try:
             return [str(int(digits, int(base) or 1))]  # 1011_2 is 11
         except ValueError:  # 129_2
             return ['"' + token]
     if not word:
         return ["\\" + token] if token.isdigit() and not token.isascii() else [RENAMED.get(token, token)]  # no digit: ①
-
     if word in SPELLED or letters in ("sqrt", "pi", "theta", "infinity"):
         return [RENAMED.get("\\" + word, "\\" + word)]
     if style and (style.startswith("operatorname") or style == "mathrm" and len(word) == 1):
-        return [word]
-    if word.lower() in ("or", "and"):
-        return [","]
-    if word.lower() in SCALES:
-        return ["*", SCALES[word.lower()]]
+        return [word if len(word) == 1 and word.isalpha() else '"' + word]
+    if word.lower() in ALIASES:
+        return [ALIASES[word.lower()]]
     if letters:
         is_word = len(word) > 3 or word in SHORT_UNITS or len(word) == 3 and re.search("[eiouEIOU]", word)
-        return ['"' + word] if is_word else list(word)  # xy is x times y
+        return ['"' + word] if is_word or word.lower() in ("no", "all") else [word]
     if re.search(r"[0-9,;=]|\w\s+(?:and|or)\b|\b(?:and|or)\s+\w", word):  # \text{3 or 4}: mathematics
         return [token for match in TOKEN.finditer(word) for token in tokens_in(match)]
-    return ['"' + "".join(word.split()).rstrip(".")]
+    return ['"' + part.rstrip(".") for part in word.split()]
 
 
 def as_string(tokens: list[str]) -> str:
-    """The normalised string: no blanks but between two numbers, no full stops, (A) as A."""
+    """The normalised string: no blanks but between two numbers, (A) as A."""
     text = "".join(f" {t}" if i and t[0].isdigit() and tokens[i - 1][0].isdigit() else t for i, t in enumerate(tokens))
-    text = re.sub(r"\.(?![0-9])", "", text)
-    text = re.sub(r"([_^])\{(.)\}", r"\1\2", text)
+    text = re.sub(r"([_^])\{(.)\}(?![0-9])", r"\1\2", text)
     return re.sub(r"^(\"?)\((\"?[a-zA-Z])\)$", r"\1\2", text)
 
 
 def without_unit(tokens: list[str]) -> tuple[list[str], str]:
     """Tokens without currency in front or a unit at the end (words, perhaps with powers and slashes); and the unit."""
-    for currency in ('"dollar', '"euro'):
-        if currency in tokens[:2] and tokens[-1] != currency and tokens[0] in (currency, "-"):
-            at = tokens.index(currency)
-            return without_unit(tokens[:at] + tokens[at + 1 :])[0], currency[1:]
+    for currency in {'"dollar', '"euro'} & {*tokens[:2]}:
+        if tokens[-1] != currency and tokens[0] in (currency, "-"):
+            return without_unit([t for i, t in enumerate(tokens) if i > 1 or t != currency])[0], currency[1:]
     # From the end: words, each perhaps with a power, and slashes; something must be left in front of them.
-    shape = "".join("w" if t[0] == '"' else t if t in {*"^/{}"} else "." for t in reversed(tokens))
+    functions = any(t[1:] in FUNCTIONS for t in tokens)  # of which a degree may be the argument's
+    shape = "".join("w" if t[0] == '"' and not (t == '"degree' and functions) else t if t in {*"^/{}"} else "."
+                    for t in reversed(tokens))
     end = len(tokens) - re.match(r"(?:(?:\}.\{\^w|.\^w|w(?!\^)|(?!^)/)(?=.))*", shape).end()
-    if end == len(tokens) or tokens[end - 1] in ("+", "-", "*", "/", "^", "_", "="):
+    words = [t if len(t) < 5 else t.lower() for t in tokens[end:]]  # Mg is not mg
+    if not words or tokens[end - 1] in ("+", "-", "*", "/", "^", "_", "=") or any(map(CHANGING.fullmatch, words)):
         return tokens, ""
-
-    unit = re.sub(r'["{}]', "", "".join(tokens[end:])).lower()
-    unit = re.sub(r"^(?:cubic|cu)\.?(.*)", r"\1^3", unit)
-    unit = re.sub(r"^(?:square|sq)\.?(.*)", r"\1^2", unit)
-    name, caret, power = unit.partition("^")
-    name = UNITS.get(name, UNITS.get(name.removesuffix("s"), name.removesuffix("s")))
-    return tokens[:end], "" if name == "unit" else name + caret + power
+    unit = re.sub(r'["{}]', "", "".join("/" if word == '"per' else word for word in words))
+    unit = re.sub(r"^(?:(cubic|cu)|square|sq)\.?(.*)", lambda m: f"{m[2]}^{3 if m[1] else 2}", unit)
+    unit = re.sub(r"[a-zA-Z]+", lambda name: UNITS.get(name[0], UNITS.get(n := name[0].removesuffix("s"), n)), unit)
+    return tokens[:end], re.sub(r"^unit\b.*", "", unit)
 
 
 # ---- Parts: tokens → (kind, its parts ...) ---------------------------------------------------------------------------
@@ -311,26 +327,26 @@ def without_unit(tokens: list[str]) -> tuple[list[str], str]:
 class Undecided(Exception):
     """The text is outside the grammar, or too large: it is compared as a string."""
 
-
 class NoRoot(Exception):
     """This field has no root of a number of which the answer has one."""
-
 
 def need(condition: object) -> None:
     if not condition:
         raise Undecided
 
-
-# A number that is no Fraction, in one field: modulo p; modulo q = (p - 1)/2, for use as an exponent; whether it counts
-# as positive, as names do. A name is a random number (a square), a function a random function of its argument's value.
-Residue = namedtuple("Residue", "p q positive")
-
-OPEN, CLOSE = ("(", "[", "{", "\\{", "\\langle", "|("), (")", "]", "}", "\\}", "\\rangle")
+# A number that is no Fraction, in one field: modulo p; modulo q = (p - 1)/2, for use as an exponent; the names of which
+# it is a product (each one's power is odd, so that with them it counts as positive), or None if it may be negative.
+# A name is a random number (a square), a function a random function of its argument's value.
+Residue = namedtuple("Residue", "p q names")
+OPEN, CLOSE = ("(", "[", "{", "\\{", "\\langle"), (")", "]", "}", "\\}", "\\rangle")
 ORDERS = {"<": "<", "\\le": "\\le", "\\ne": "\\ne", ">": "<", "\\ge": "\\le"}  # 3 > x is x < 3
 NAMED = re.compile(r"""                                  # what may stand before the = of an answer:
     [a-zA-Z]{1,3}'?(?:_\{?[\w\\]{1,9}\}?)?(?:\([a-zA-Z0-9](?:,[a-zA-Z0-9])*\))?      # x, AB, x_1, f(x), f(3)
     | \((?:[a-zA-Z],)+[a-zA-Z]\) | \{?[a-zA-Z]\}?        # (x,y)
     | \\[a-zA-Z]+(?:\{?[a-zA-Z]{1,3}\}?)? | \"[^0-9]*    # \theta, \overline{AB}, words""", re.VERBOSE)
+SQUARES = {k: Fraction(n, 4) for n, at in enumerate([[0], [2, 10], [3, 9], [4, 8], [6]]) for k in at}  # of sin(k·π/12)
+RATIOS = {"\\tan": ("\\sin", "\\cos"), "\\cot": ("\\cos", "\\sin"), "\\sec": ("", "\\cos"), "\\csc": ("", "\\sin")}
+FREE = re.compile(r"[a-z]=[a-z]\([a-z](?:,[a-z])*\)")  # f(x) = ... may be called y = ...
 
 
 def opened(token: str) -> int:
@@ -343,12 +359,9 @@ class Reader:
 
     def __init__(self, p: int, work: int = 0):
         self.p, self.q, self.work, self.depth = p, (p - 1) // 2, work, 0
-
     def spend(self, steps: int) -> None:
         self.work += steps
-        if self.work > 20_000:  # some 20 ms
-            raise Undecided
-
+        need(self.work <= 20_000)  # some 20 ms
     def split(self, tokens: list[str], separators: set[str]) -> list[list[str]]:
         """The runs of tokens between separators that stand in no bracket."""
         self.spend(len(tokens) // 8 + 1)
@@ -359,78 +372,73 @@ class Reader:
 
     def read(self, tokens: list[str]) -> tuple:
         """("number", value, unit, tokens), ("list" | "set" | "union", items), ("tuple", brackets, items),
-        ("matrix", rows), ("order", signs, sides), ("named", name, value), ("equation", difference, tokens) or
-        ("text", text)."""
+        ("matrix", rows), ("order", signs, sides), ("named", name, value), ("equation", difference, "", tokens)
+        or ("text", text)."""
         self.depth += 1
         need(tokens and self.depth <= 30)
         parts = [part for part in self.split(tokens, {",", ";"}) if part]
         value = self.read_one(parts[0]) if len(parts) == 1 else ("list", self.read_items(parts))
         self.depth -= 1
         return value
-
     def read_items(self, parts):
         """The items of a list; one with a \\pm is two."""
         return [item for value in map(self.read, parts) for item in (value[1] if value[0] == "list" else [value])]
-
     def read_one(self, tokens):
         """What has no comma but in brackets."""
         if len(sets := self.split(tokens, {"\\cup"})) > 1:
             return "union", [self.read(part) for part in sets]
         if len(sides := self.split(tokens, {"=", "\\in"})) > 1:
             return self.read_equation(sides, tokens)
-        signs = [token for token in tokens if token in ORDERS]
-        if signs:
+        if signs := [token for token in tokens if token in ORDERS]:
             sides = [self.read(side) for side in self.split(tokens, set(ORDERS))]
             way = -1 if signs[0] in (">", "\\ge") else 1
+            need(len(signs) == 1 or "\\ne" not in signs and len({sign in (">", "\\ge") for sign in signs}) == 1)
             return "order", [ORDERS[sign] for sign in signs][::way], sides[::way]
         if opened(tokens[0]) == 1 and 0 not in list(accumulate(map(opened, tokens)))[:-1]:  # closed by the last token
             return self.read_enclosed(tokens[0], tokens[1:-1], tokens[-1])
-        matrix = next((i for i, token in enumerate(tokens) if token.startswith("\\begin")), None)
-        if matrix is not None:
+        if matrix := next((i for i, token in enumerate(tokens) if token.startswith("\\begin")), 0):
             return self.read_multiple(tokens[:matrix], tokens[matrix:])
         if {"\\pm", "\\mp"} & set(tokens):
-            return "list", [self.read([{"\\pm": up, "\\mp": down}.get(token, token) for token in tokens])
-                            for up, down in ("+-", "-+")]
+            two = [self.read([{"\\pm": up, "\\mp": down}.get(token, token) for token in tokens])
+                   for up, down in ("+-", "-+")]
+            return two[0] if self.same(*two) else ("list", two)
         if all(token[0] == '"' for token in tokens):
             return "text", "".join(tokens).replace('"', "").lower()
         number, unit = without_unit(tokens)
-        self.tokens, self.at, self.bars = number, 0, False  # bars: whether a | closes the |a| that is being read
+        need("\\infty" not in number or [t for t in number if t not in "+-"] == ["\\infty"])  # no \infty - \infty
+        self.tokens = number = [name for t in number for name in (t if t.isalpha() else [t])]
+        self.at, self.bars, self.inside = 0, False, False  # bars: whether a | closes the |a| that is being read
         value = self.sum()
-        need(self.at >= len(number))  # more: of a \frac12, whose 12 has become two tokens
-        return "number", value, unit, self.tokens
-
+        need(self.at == len(self.tokens))
+        return "number", value, unit, tokens if len(tokens) == 1 else self.tokens  # AB is a name: not BA
     def read_enclosed(self, first, inner, last):
         """A matrix, a set, a tuple or interval, or what stands in brackets alone."""
         if first.startswith("\\begin"):
             return self.read_matrix(first, inner)
         parts = self.split(inner, {",", ";"})
-        if first == "\\{" and not inner:
-            return self.read(["\\emptyset"])
         if first == "\\{":
-            return "set", self.read_items([part for part in parts if part])
+            return ("set", self.read_items([part for part in parts if part])) if inner else self.read(["\\emptyset"])
         if len(parts) > 1 and first != "{":
+            need(sum(token in ("\\pm", "\\mp") for token in inner) < 2)  # does one sign follow the other?
             return "tuple", first + last, [self.read(part) for part in parts]
         return self.read(inner)
-
     def read_equation(self, sides, tokens):
         """x = 5 is 5 with a name, 2 + 3 = 5 is 5, and of any other equation what one side exceeds the other by."""
         named = [bool(NAMED.fullmatch("".join(side))) for side in sides]
-        if all(named):
-            named[-1] = False
+        named[-1] &= not all(named)
         names = ["".join(side) for side, is_name in zip(sides, named) if is_name]
         values = [self.read(side) for side, is_name in zip(sides, named) if not is_name]
         if all(self.same(value, values[-1]) for value in values):
             return ("named", names[0], values[-1]) if names else values[-1]
         need(len(sides) == 2 and all(value[0] == "number" for value in values))
-        return "equation", self.minus(values[0][1], values[1][1]), tokens
-
+        need(any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in tokens))  # 1 = 2
+        return "equation", self.minus(values[0][1], values[1][1]), "", tokens
     def read_matrix(self, begin, inner):
         need(re.fullmatch(r"\\begin\{(?:[pb]?(?:small)?matrix\*?|array)\}", begin))
         if begin == "\\begin{array}" and inner[:1] == ["{"] and "}" in inner:  # the columns' alignment
             inner = inner[inner.index("}") + 1 :]
         rows = [self.split(row, {"&"}) for row in self.split(inner, {"\\\\"}) if row]
         return "matrix", [[self.read(cell) for cell in row] for row in rows]
-
     def read_multiple(self, factor, matrix):
         """A number times a matrix."""
         _, by, *_ = ("number", Fraction(-1)) if factor == ["-"] else self.read(factor)
@@ -440,71 +448,60 @@ class Reader:
                           for row in rows]
 
     # ---- Values: tokens → a number in one field ----------------------------------------------------------------------
-
     def peek(self):
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
     def take(self, wanted=None):
         token = self.peek()
         need(token and wanted in (None, token))
         self.at += 1
         return token
-
     def sign(self):
         return Fraction(-1 if self.peek() == "-" and self.take() else 1)
-
     def sum(self):
         total = self.product() if self.peek() not in ("+", "-") else Fraction(0)
         while self.peek() in ("+", "-"):
-            operation = operator.sub if self.take() == "-" else operator.add
-            total = self.combine(operation, total, self.product())
+            total = self.combine(operator.sub if self.take() == "-" else operator.add, total, self.product())
         return total
-
     def product(self, functions=True):
         """Factors with signs or side by side. The argument of a function ends before the next: sin 2x cos x."""
         value, is_number = self.factor()
         while token := self.peek():
             was_number = is_number
-            if token in ("*", "/"):
-                self.take()
+            if token in ("*", "/") and self.take():
                 sign = self.sign()
                 factor, is_number = self.factor()
                 factor = self.times(sign, self.power(factor, Fraction(-1 if token == "/" else 1)))
             elif (token[0].isalnum() or token in ("(", "[", "{", "\\frac", "\\sqrt", "\\binom")
                   or token[1:] in SYMBOLIC or token == "|" and not self.bars or functions and token[1:] in FUNCTIONS):
                 factor, is_number = self.factor()
-                need(not (was_number and token[0].isdigit()))  # two numbers want a sign between them
+                need(not (was_number and is_number))  # two numbers want a sign between them
             else:
                 break
             value = self.times(value, factor)
         return value
-
     def factor(self):
         """An atom with its powers and factorials; and whether the atom is a number."""
         start = self.at
         value = self.atom()
-        is_number = self.at == start + 1 and self.tokens[start][0].isdigit()
+        is_number = all(t[0] in "{}.0123456789" for t in self.tokens[start : self.at][:9])
         while self.peek() in ("^", "!", '"degree'):
-            token = self.take()
-            if token == "!":
-                value = Fraction(math.factorial(self.whole(value, 3000)))
+            if (token := self.take()) == "!":
+                step = 2 if self.peek() == "!" and self.take() else 1  # 5!! is 5·3·1
+                need(self.peek() != "!")
+                value = Fraction(math.prod(range(self.whole(value, 3000), 0, -step)))
+            elif token != "^" and self.inside:
+                value = self.degrees(value)
             elif token == "^":
                 value = self.power(value, self.exponent())
         return value, is_number
-
     def exponent(self):
         tower = []  # 2^3^4 is 2^(3^4)
         while not tower or self.peek() == "^" and self.take():
             tower.append(self.times(self.sign(), self.simple()))
-        value = tower.pop()
-        while tower:
-            value = self.power(tower.pop(), value)
-        return value
-
+        return reduce(lambda value, base: self.power(base, value), reversed(tower))
     def simple(self):
         """An atom, but of x^2\\frac12 only the 2."""
         return literal(self.take()) if self.peek()[:1].isdigit() else self.atom()
-
     def argument(self):
         """Of \\frac: a group, one token, or of a run of digits the first, as TeX reads \\frac12."""
         token = self.peek()
@@ -512,19 +509,16 @@ class Reader:
             self.spend(len(self.tokens))
             self.tokens = [*self.tokens[: self.at], token[0], token[1:], *self.tokens[self.at + 1 :]]
         return self.simple()
-
     def whole(self, value, most):
         need(isinstance(value, Fraction) and value.denominator == 1 and 0 <= value <= most)
         self.spend(int(value))
         return int(value)
-
     def atom(self):
         self.depth += 1
         need(self.depth <= 60)
         value = self.read_atom(self.take())
         self.depth -= 1
         return value
-
     def read_atom(self, token):
         """A number, a bracket, a command with its arguments, or a name, of which this token is the first."""
         if token[0].isdigit() or token[0] == "." and len(token) > 1:
@@ -550,55 +544,69 @@ class Reader:
         start = self.at
         if token[1:] in ACCENTS:
             self.atom()
+            need(not all(t.isdigit() or t in "{}" for t in self.tokens[start : self.at]))  # a period is no number
             return self.random(token, self.tokens[start : self.at])
         need(token.isalpha() or token[1:] in NAMES)
         if self.peek() == "_":
             self.take()
-            if self.take() == "{":
-                while self.take() != "}":
-                    pass
+            while self.take() != "}" and self.tokens[start + 2 : start + 3] == ["{"]:
+                pass
         subscript = "".join(self.tokens[start : self.at]).replace("{", "").replace("}", "")
-        return self.random("name", token + subscript, positive=True)
-
+        return self.name(token + subscript)
     def mixed(self, whole):
         """2\\frac34 is 2 + 3/4: a whole number right before a proper fraction of digits."""
         rest = "".join(self.tokens[self.at : self.at + 7])
         digits = re.match(r"\\frac(?:\{([0-9]{1,9})\}|([0-9]))(?:\{([0-9]{1,9})\}|([0-9])(?![0-9]))", rest)
-        if digits and whole.denominator == 1 and 0 < int(digits[1] or digits[2]) < int(digits[3] or digits[4]):
-            return whole + self.atom()
-        return whole
-
+        proper = digits and whole.denominator == 1 and 0 < int(digits[1] or digits[2]) < int(digits[3] or digits[4])
+        return whole + self.atom() if proper else whole
     def absolute(self):
         """|a|: of a number, or of an expression without names that counts as positive, itself; else unknown."""
-        self.bars, start = True, self.at
+        self.bars = True
         value = self.sum()
         self.bars = False
-        named = any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in self.tokens[start : self.at])
         self.take("|")
-        if isinstance(value, Fraction):
-            return abs(value)
-        return value if value.positive and not named else self.random("||", min(value.p, self.p - value.p))
-
+        if isinstance(value, Fraction) or value.names == frozenset():
+            return abs(value) if isinstance(value, Fraction) else value
+        return self.random("||", min(value.p, self.p - value.p))
     def function(self, name):
         """sin x, \\log_2 8, \\tan^2(x): a random function of its argument, and of its base."""
-        base, power = None, Fraction(1)
-        while self.peek() in ("_", "^"):
-            if self.take() == "_":
-                base = self.residues(self.argument()).p
-            else:
-                power = self.exponent()
+        base, power = self.residues(self.name("e") if name == "\\ln" else Fraction(10)).p, Fraction(1)
+        while token := self.peek() in ("_", "^") and self.take():
+            base = self.residues(self.argument()).p if token == "_" else base
+            power = self.exponent() if token == "^" else power
+        if power == -1:
+            name, power = name.replace("\\", "\\arc"), Fraction(1)  # \sin^{-1} x is \arcsin x
+        inside, self.inside = self.inside, True
         value = self.atom() if self.peek() in ("(", "{", "[") else self.product(functions=False)
-        return self.power(self.random(name, base, self.residues(value).p), power)
-
-    # Arithmetic: of two Fractions exact, else of residues.
-
+        if self.peek() == '"degree' and self.take():
+            value = self.degrees(value)
+        self.inside = inside
+        if name == "\\exp":
+            return self.power(self.name("e"), value)
+        return self.power(self.value(name, base, self.residues(value).p), power)
+    def value(self, name, base, x):
+        """A function at x: exact for \\log_2 8 and \\sin\\frac{\\pi}{6}, else random. \\tan and its kind are ratios."""
+        if name in RATIOS:
+            above, below = (self.value(part, base, x) if part else Fraction(1) for part in RATIOS[name])
+            return self.times(above, self.power(below, Fraction(-1)))
+        if name in ("\\log", "\\ln"):
+            self.spend(40)
+            known = next((Fraction(n) for n in range(-20, 21) if pow(base, n, self.p) == x), None)
+            return self.random("\\log", base, x) if known is None else known
+        k = 12 * x * pow(self.name("\\pi").p, -1, self.p) % self.p  # x is k·π/12
+        k = min(k, k - self.p, key=abs) + 6 * (name == "\\cos")
+        if name not in ("\\sin", "\\cos") or k % 12 not in SQUARES or abs(k) > 10**6:
+            return self.random(name, base, x)
+        return self.times(Fraction((-1) ** (k // 12)), self.power(SQUARES[k % 12], Fraction(1, 2)))
+    def degrees(self, value):
+        return self.times(self.times(value, Fraction(1, 180)), self.name("\\pi"))
     def residues(self, value):
         if isinstance(value, Residue):
             return value
         need(isinstance(value, Fraction) and bits(value) <= 280)  # so that no number but 0 vanishes in the field
         n, d = value.numerator, value.denominator
-        return Residue(n * pow(d, -1, self.p) % self.p, n * pow(d, -1, self.q) % self.q, value > 0)
-
+        p, q = (n * pow(d, -1, modulus) % modulus for modulus in (self.p, self.q))
+        return Residue(p, q, frozenset() if value > 0 else None)
     def combine(self, operation, a, b):
         if isinstance(a, Fraction) and isinstance(b, Fraction):
             value = operation(a, b)
@@ -606,58 +614,54 @@ class Reader:
             return value
         self.spend(2)
         a, b = self.residues(a), self.residues(b)
-        positive = a.positive and b.positive and operation is operator.mul
-        return Residue(operation(a.p, b.p) % self.p, operation(a.q, b.q) % self.q, positive)
-
+        known = operation is operator.mul and None not in (a.names, b.names) and not a.names & b.names  # x·x is |x|²
+        return Residue(operation(a.p, b.p) % self.p, operation(a.q, b.q) % self.q, a.names | b.names if known else None)
     minus, times = partialmethod(combine, operator.sub), partialmethod(combine, operator.mul)
-
-    def random(self, *key, positive=False):
+    def name(self, name):
+        return self.random("name", name, names=frozenset([name]) - {"\\pi"})
+    def random(self, *key, names=None):
         """A number that stands for a name or a function of what the key says; a square if it counts as positive."""
         self.spend(10)
         p, q = (int(hashlib.sha512(repr((n, key)).encode()).hexdigest(), 16) % n for n in (self.p, self.q))
-        return Residue(p * p % self.p if positive else p, q, positive)
-
+        return Residue(p if names is None else p * p % self.p, q, names)
     def power(self, base, exponent):
         self.spend(10)
         if not isinstance(exponent, Fraction):  # 2^x: known of a square, whose powers repeat after q
             base = self.residues(base)
             self.spend(90)
-            if base.positive and pow(base.p, self.q, self.p) == 1:
-                return Residue(pow(base.p, exponent.q, self.p), self.random("^", base.p, exponent.q).q, True)
+            if base.names is not None and pow(base.p, self.q, self.p) == 1:
+                return Residue(pow(base.p, exponent.q, self.p), self.random("^", base.p, exponent.q).q, base.names)
             return self.random("^", base.p, exponent.p)
         n, d = exponent.numerator, exponent.denominator
         need((base != 0 or n > 0) and abs(n) <= 10**6 and d <= 1000)
+        if base == 0 or isinstance(base, Residue) and base.p == self.name("i").p and d == 1:
+            return [Fraction(base == 0 or 1), base, Fraction(-1), self.times(Fraction(-1), base)][n % 4 if base else 1]
         if d > 1:
             return self.root(base, exponent)
         if isinstance(base, Fraction) and abs(n) * bits(base) < 20_000:
             return base**n
-        try:
-            base = self.residues(base)
-            return Residue(pow(base.p, n, self.p), pow(base.q, n, self.q), base.positive and n % 2 == 1)
-        except ValueError:  # a division by zero
-            raise Undecided from None
-
+        base = self.residues(base)
+        need(n > 0 or base.p and base.q)  # no division by zero
+        names = None if base.names and n % 2 == 0 else base.names
+        return Residue(pow(base.p, n, self.p), pow(base.q, n, self.q), names)
     def root(self, base, exponent):
         """base^(n/d) for d > 1: exact if it is rational; of a negative base if d is odd, or 2 (by way of i)."""
         n, d = exponent.numerator, exponent.denominator
         if isinstance(base, Fraction):
-            exact = exact_root(base, d)
-            if exact is not None:
+            if (exact := exact_root(base, d)) is not None:
                 return self.power(exact, Fraction(n))
-            if base < 0 and d % 2:
-                return self.times(Fraction((-1) ** n), self.power(-base, exponent))
             if base < 0:
-                need(d == 2)
-                i = self.power(self.random("name", "i", positive=True), Fraction(n))
-                return self.times(i, self.power(-base, exponent))
+                need(d == 2 or d % 2)
+                sign = Fraction(-1) if d % 2 else self.name("i")
+                return self.times(self.power(sign, Fraction(n)), self.power(-base, exponent))
         base = self.residues(base)
-        if not base.positive:  # of a sum: its sign is not known
+        if base.names is None:  # of a sum: its sign is not known
             return self.random("root", base.p, exponent)
         self.spend(100)
         if pow(base.p, self.q, self.p) != 1:
             raise NoRoot
         root = pow(base.p, n * pow(d, -1, self.q) % self.q, self.p)
-        return Residue(root, self.random("root", base.q, exponent).q, True)
+        return Residue(root, self.random("root", base.q, exponent).q, base.names)
 
     # ---- Same: two read answers → whether they are equal -------------------------------------------------------------
 
@@ -665,50 +669,64 @@ class Reader:
         """Whether two answers, as read() returns them, are equal."""
         self.spend(10)
         match a, b:
-            case ("named", name, x), ("named", other, y) if name == other or "(" in name + other:
-                return self.same(x, y)  # f(x) = ... may be called y = ...
+            case ("named", name, x), ("named", other, y) if name == other or FREE.fullmatch(
+                    "=".join(sorted((name, other), key=len))):
+                return self.same(x, y)
             case (("named", *_), ("named" | "equation", *_)) | (("equation", *_), ("named", *_)):
                 return self.same(self.as_equation(a), self.as_equation(b))
-            case ("named", _, x), _:
-                return self.same(x, b)
-            case _, ("named", _, y):
-                return self.same(a, y)
+            case ((("number", _, "cent", _), ("number", _, "dollar", _)) | (("tuple", *_), ("order", *_))
+                  | (("list", _), ("named", *_))):
+                return self.same(b, a)
+            case ("named", name, ("tuple", "()", x)), ("list", y) if name[0] == "(" and name.count(",") == len(x) - 1:
+                return self.matched([("named", *pair) for pair in zip(name[1:-1].split(","), x)], y)
+            case (("named", _, x), y) | (x, ("named", _, y)):
+                return self.same(x, y)
             case (("set", x), ("set" | "list", y)) | (("list", x), ("set", y)):
-                return self.covers(x, y) and self.covers(y, x)
+                return all(any(self.same(p, q) for q in v) for u, v in ((x, y), (y, x)) for p in u)
+            case ("number", _, _, [x]), ("number", _, _, [y]) if x.isalpha() and y.isalpha():
+                return x == y
+            case ("number", x, "dollar", _), ("number", y, "cent", _):
+                return self.equals(self.times(x, Fraction(100)), y)
             case ("number", x, unit, _), ("number", y, other, _):
                 return (not unit or not other or unit == other) and self.equals(x, y)
             case (("list", x), ("list", y)) | (("union", x), ("union", y)):
                 return self.matched(x, y)
-            case ("equation", x, _), ("equation", y, _):
-                return self.equals(x, y) or self.equals(x, self.minus(Fraction(0), y))
-            case ("text", x), ("text", y):
-                return x == y
+            case ("equation", x, *_), ("equation", y, *_):
+                self.spend(500)
+                x, y = self.residues(x).p, self.residues(y).p
+                ratio = x * pow(y, -1, self.p) if x and y else 0  # a fraction: 2y = 4x + 2 is y = 2x + 1
+                return x == y or any(0 < min(n := ratio * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
+            case ("order", signs, sides), ("tuple", *_):
+                return (interval := self.interval(signs, sides)) is not None and self.same(interval, b)
             case ("matrix", x), ("matrix", y):
                 return len(x) == len(y) and all(self.all_same(p, q) for p, q in zip(x, y))
             case (("tuple", x, p), ("tuple", y, q)) | (("order", x, p), ("order", y, q)):
-                return x == y and self.all_same(p, q)
-        return False
-
+                return x == y and (self.all_same(p, q) or x == ["\\ne"] and self.all_same(p, q[::-1]))
+        return a[0] == "text" and a == b
     def equals(self, x, y):
-        if isinstance(x, Fraction) and isinstance(y, Fraction):
-            return x == y
-        return self.residues(x).p == self.residues(y).p
+        exact = isinstance(x, Fraction) and isinstance(y, Fraction)
+        return x == y if exact else self.residues(x).p == self.residues(y).p
 
+    def interval(self, signs, sides):
+        """x > 3 as (3, \\infty), 1 <= x < 2 as [1, 2); None if what is bounded is no letter."""
+        at = [i for i, side in enumerate(sides) if side[0] == "number" and len(side[3]) == 1 and side[3][0].isalpha()]
+        if len(at) != 1 or "\\ne" in signs or len(sides) == 3 and at != [1]:
+            return None
+        low = at == [0] and self.read(["-", "\\infty"])
+        high = at == [len(sides) - 1] and self.read(["\\infty"])
+        brackets = "[("[bool(low) or signs[0] == "<"] + "])"[bool(high) or signs[-1] == "<"]
+        return "tuple", brackets, [low or sides[0], high or sides[-1]]
     def as_equation(self, value):
         """x = 5 as x - 5 = 0."""
         if value[0] == "equation":
             return value
         _, name, value = value
+        need("(" not in name)  # f(2) is no product
         name = self.read([token for token in re.split(r"(\\[a-zA-Z]+|.)", name) if token])
         need(name[0] == value[0] == "number")
-        return "equation", self.minus(name[1], value[1]), []
-
+        return "equation", self.minus(name[1], value[1]), "", []
     def all_same(self, a, b):
         return len(a) == len(b) and all(map(self.same, a, b))
-
-    def covers(self, a, b):
-        return all(any(self.same(x, y) for y in a) for x in b)
-
     def matched(self, a, b):
         """Whether the one list is the other in some order; x = 3, y = 4 is 3, 4 in this order alone."""
         named = [[x[1] for x in items if x[0] == "named"] for items in (a, b)]
@@ -724,19 +742,17 @@ class Reader:
 
 
 def bits(value: Fraction) -> int:
-    return max(value.numerator.bit_length(), value.denominator.bit_length())
+    return max(map(int.bit_length, value.as_integer_ratio()))
 
 
 def exact_root(value: Fraction, degree: int) -> Fraction | None:
     """The positive root if it is rational; None if not, or if value is not positive or is too long."""
     if value <= 0 or bits(value) > 1000:
         return None
-    roots = []
-    for n in value.as_integer_ratio():
-        root = 0
+    roots = [0, 0]
+    for i, n in enumerate(value.as_integer_ratio()):
         for bit in range(n.bit_length() // degree, -1, -1):  # the largest root with root^degree <= n
-            root += ((root + (1 << bit)) ** degree <= n) << bit
-        roots.append(root)
+            roots[i] += ((roots[i] + (1 << bit)) ** degree <= n) << bit
     return Fraction(*roots) if Fraction(*roots) ** degree == value else None
 
 
@@ -761,13 +777,16 @@ def same_value(left: list[str], right: list[str]) -> bool:
     for p in FIELDS:
         reader = Reader(p, work)
         try:
-            if not reader.same(reader.read(left), reader.read(right)):
+            a, b = reader.read(left), reader.read(right)
+            if {a[0], b[0]} == {"set", "number"}:  # {5} is 5 as the whole answer
+                a, b = (v[1][0] if v[0] == "set" and len(v[1]) == 1 else v for v in (a, b))
+            if not reader.same(a, b):
                 return False
             agreed += 1
-        except Undecided:
-            return False
         except NoRoot:
             pass
+        except Undecided:
+            return False
         if agreed == 2:
             return True
         work = reader.work
@@ -778,33 +797,26 @@ def same_value(left: list[str], right: list[str]) -> bool:
 
 
 def is_correct(response: str, gold: str, kind: str = "math") -> bool:
-    """Whether the answer that a response states equals the gold one; of kind gsm8k this may be a whole solution, that
-    ends in "#### 18". See extract_answer for the kinds."""
+    """Whether the answer that a response states equals the gold one; of kind gsm8k this may be a whole solution."""
     return matches(extract_answer(response, kind), gold, kind)
 
 
 def matches(answer: str | None, gold: str, kind: str) -> bool:
     """Whether an extracted answer equals the gold one."""
-    if answer is None:
-        return False
-    if kind == "choice":
-        return answer == gold.strip().upper()
-    if kind == "gsm8k":
+    if kind == "gsm8k" and answer is not None:
         return rational(answer) == rational(gold.rpartition("####")[2]) is not None
-    return equal(answer, gold)
+    return answer is not None and (answer == gold.strip().upper() if kind == "choice" else equal(answer, gold))
 
 
 def equal(a: str, b: str) -> bool:
     """Whether two answers are the same mathematics; where that is undecided, the same normalised string."""
-    if a.split() == b.split():
-        return True
-    if max(len(a), len(b)) > LONGEST:
-        return False
-    for thousands in (False, True):  # 1,234 may be written 1, 234; as mathematics it is one number
+    if a.split() == b.split() or max(len(a), len(b)) > LONGEST:
+        return a.split() == b.split()
+    for thousands in (False, True) if "," in a + b else (True,):  # 1,234 may be 1, 234; as mathematics it is one number
         left, right = tokens_of(a, thousands), tokens_of(b, thousands)
         strings = as_string(left), as_string(right)
-        if '"' in strings[0] + strings[1]:  # words: without regard to case
-            strings = [string.lower().replace('"', "") for string in strings]
+        if '"' in strings[0] + strings[1]:  # words: without regard to case, but for units
+            strings = [re.sub(r'"(\w{4,}|(?<!.)\w+)?', lambda w: (w[1] or "").lower(), string) for string in strings]
         if strings[0] == strings[1]:
             return bool(strings[0])
     return len(left) + len(right) < 4000 and same_value(left, right)
@@ -828,11 +840,9 @@ def rational(text: str) -> Fraction | None:
 def shown(value: tuple) -> str:
     """A read answer as plain text; an expression as its tokens."""
     match value:
-        case "number", number, unit, tokens:
-            tokens = [str(number)] if isinstance(number, Fraction) else tokens
+        case kind, number, unit, tokens:
+            tokens = [str(number)] if isinstance(number, Fraction) and kind == "number" else tokens
             return " ".join([*tokens, unit]).replace('"', "").strip()
-        case "equation", _, tokens:
-            return " ".join(tokens).replace('"', "")
         case "text", words:
             return words
         case "named", name, inner:

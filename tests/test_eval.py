@@ -470,6 +470,16 @@ def test_a_completion_ends_at_the_end_token_or_where_it_invents_a_problem():
     assert graded_of([511])["tokens"] == 1 and graded_of([511])["completion"] == ""
 
 
+def test_a_grader_that_raises_ends_no_run(monkeypatch):
+    """The sample is wrong, for the reason "grader", and its completion is kept."""
+    says = [*load_tokenizer(ROOT / "data/base").encode_ordinary(" so \\boxed{7}."), 511]
+    for name, extracted in ("matches", "7"), ("extract_answer", None):
+        monkeypatch.setattr("eval_pass1." + name, lambda *_: 1 / 0)
+        record = graded_of(says)
+        assert (record["correct"], record["reason"], record["extracted"]) == (False, "grader", extracted)
+        assert record["completion"] == " so \\boxed{7}."
+
+
 @given(st.lists(st.integers(0, 2000), max_size=20))
 def test_ids_beyond_the_tokenizer_decode_to_nothing(tokens):
     """Models have more ids than their tokenizer has tokens."""

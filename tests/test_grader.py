@@ -5,7 +5,7 @@ import builtins
 import functools
 import math
 import os
-import re
+import random
 import shutil
 import subprocess
 import sys
@@ -742,7 +742,6 @@ def test_the_way_an_answer_is_written_makes_no_difference(ways, data):
     plain = data.draw(st.sampled_from(ways))
     text = data.draw(st.sampled_from(DRESSINGS)).format(data.draw(st.sampled_from(ways)))
     text = data.draw(st.sampled_from(OUTER)).format(text)
-    assume(not re.search(r"\\,\d+,\d", text))  # a known gap: in \,1,000 the first comma hides the second
     assert same(text, plain) is True
 
 
@@ -865,6 +864,34 @@ def test_any_string_of_fragments_equals_itself(items):
     assert is_correct(boxed(text), text, "math") is True
 
 
+VOCABULARY = [
+    *grader.RENAMED, *grader.SYMBOLS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
+    *grader.SCALES, *"squared below zero half negative".split(),
+    *("\\" + name for name in sorted(grader.SYMBOLIC | grader.FUNCTIONS)),
+    r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{array}{c}", r"\end{array}",
+    r"\\", "&", r"\frac", r"\frac12", r"\frac{1}{2}", r"\sqrt", r"\sqrt[3]", r"\binom", r"\pm", r"\cup", r"\in",
+    r"\text{",
+    r"\text{3 or 4}", r"\text{word}", r"\operatorname{", r"\operatorname{1a}", r"\operatorname{é}", r"\mathrm{",
+    r"\mathrm{²}",
+    r"\mathrm{٣}", r"\mathrm{2}", *"|^_!-+*/.~:?\"',;= ", *"012xyei", "10", "0.5", ".5", "1,000", "AB", "no", "word",
+    "f(x)",
+    "f(2)=", "P(A)=", "²", "٣", "é", "₂", "\u200b", "1011_2", "A5_{11}", "(3", r"0.\overline{3}", "0.333...",
+    "2020-05-01",
+]
+
+
+@pytest.mark.parametrize("count", [10_000, pytest.param(300_000, marks=pytest.mark.thorough)])
+def test_no_string_of_the_grammars_own_tokens_raises(count):
+    """What is compared, what is shown and what is read as a number."""
+    draw = random.Random(16)
+    for i in range(count):
+        text, other = ("".join(draw.choices(VOCABULARY, k=draw.randint(1, 8))) for _ in range(2))
+        assert grader.equal(text, other) in (True, False)
+        if i % 10 == 0:
+            assert grader.equal(text, text) is True
+            assert all(type(grader.reading(text, kind)) is str for kind in KINDS)
+
+
 @pytest.mark.parametrize("payload", [
     "__import__('os').mkdir({path!r})", "open({path!r}, 'w')", "__import__('pathlib').Path({path!r}).touch()",
     "exec(\"open({path!r}, 'w')\")",
@@ -914,7 +941,8 @@ REPEATED = [
     "(A) ", "a ", "####", "#### 1", "7", "1+", "x+", "xy", "1,", "1,234,", ".", "(", "((1,2),", r"\left(", r"\frac{",
     r"\frac", r"\frac{1}{", r"\sqrt", r"\sqrt[3]{", "9^", "9^{", "(x+1)", "1/", "x=", ",", " ", "\n", "\\", r"\\",
     r"\,", "$", "%", "**", "-", "−", r"\pm1", r"\text{", r"\text{a}", r"\begin{pmatrix}", r"1&2\\", "cm ", "word ", "é",
-    "½", "\x00",
+    "½", "\x00", "A1", "a1", "1A", "½x", "x²", "€", "…", "0.3…", "1-", "1/1/", "2 x ", "5 dozen ", "(A1", "A1_",
+    "!!", "~5",
 ]
 GOLD = {"math": r"\frac{x+1}{2}", "gsm8k": "1,234", "choice": "B"}
 
@@ -929,6 +957,8 @@ def test_a_megabyte_of_one_fragment_is_graded_in_time(fragment, size):
     for kind in KINDS:
         for frame in frames[kind]:
             timed(frame.format(text), GOLD[kind], kind)
+    text = text[:grader.LONGEST]
+    timed(boxed(text), text + "1", "math")
 
 
 def nest(left, core, right, size=BIG - 20):
@@ -1154,6 +1184,7 @@ def test_a_number_that_is_zero_in_every_field_is_not_zero():
     (r"\binom52", "10", True), ("|-3|", "3", True), (r"|1-\sqrt2|", r"\sqrt2-1", False),
     (r"|1-\sqrt2|", r"1-\sqrt2", False), (r"|\pi|", r"\pi", True),
     ("|x-y|", "|y-x|", True), (r"\log_2 8", r"\log_2(8)", True), (r"\log_2 8", r"\log_3 8", False),
+    (r"\log_2 x", r"\log_3 x", False),
     (r"\sin^2 x", r"(\sin x)^2", True), (r"\sin 2x\cos x", r"\cos x\sin(2x)", True), (r"\sin x", r"\cos x", False),
     ("2^x", "2^{x}", True), (r"2^x\cdot2^y", "2^{x+y}", True), ("2^x", "2^y", False), ("(x-y)^z", "(x-y)^{z}", True),
     (r"\sqrt[3]{-8}", "-2", True), (r"(-8)^{2/3}", "4", True), (r"\sqrt[3]{-2}", r"-\sqrt[3]{2}", True),
@@ -1164,7 +1195,7 @@ def test_a_number_that_is_zero_in_every_field_is_not_zero():
     ("5 square feet", r"5\text{ ft}^2", True), ("5 cubic feet", r"5\text{ ft}^{2}", False), ("5 units", "5", True),
     (r"\$5", "5 euro", False), (r"-\$5", "-5", True), ("5 mile/hour", "5 mph", True), ("1+cm", "1", False),
     (r"\$\$ 5", "5", True), ("9" * 300 + "x", "9" * 299 + "8x", False), (r"\mp 1", "1, -1", True),
-    ("y=5", "2y=10", False), ("f(x)=x+1", "y=x+1", True), ("f(x)=x+1", "f(x)=x-1", False),
+    ("y=5", "2y=10", True), ("f(x)=x+1", "y=x+1", True), ("f(x)=x+1", "f(x)=x-1", False),
     ("2^2^3", "256", True), ("2^2^3", "64", False), ("(1,234)", "1234", False), (r"\{1,234\}", r"\{1234\}", False),
     ("y=(1,2)", "(1,2)=x", False), (r"\text{a}=5", "x+y=5", False), (r"\{1,2\},3", r"3,\{2,1\}", True),
 ])
@@ -1186,6 +1217,151 @@ def test_an_unknown_kind_is_named():
 
 def test_a_box_without_braces_ends_at_the_dollar_and_no_box_is_none():
     assert grader.last_box(r"$\boxed 5$ and $6$") == "5" and grader.last_box("5") is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# kinds of answers that were once called equal and are not, and some beside them that are
+
+
+KINDS_OF_PAIRS = {
+    "the inverse of a function is no power": (
+        [(r"\sin^{-1} x", r"\arcsin x"), (r"\tan^{-1}(2)", r"\arctan 2"), (r"\sin^2 x", r"(\sin x)^2"),
+         (r"\cos^{-1}x", r"\arccos(x)"), (r"(\sin x)^{-1}", r"\frac{1}{\sin x}"), (r"\sin^{-1}x", r"\sin^{-1}(x)")],
+        [(r"\sin^{-1} x", r"\frac{1}{\sin x}"), (r"\cos^{-1}(x)", r"1/\cos x"), (r"\tan^{-1} 2", r"(\tan 2)^{-1}"),
+         (r"\ln^{-1} x", r"\frac{1}{\ln x}"), (r"\sin^{-1} x", r"\cos^{-1} x"), (r"\sin^{-2} x", r"\arcsin^2 x")]),
+    "degrees count inside a function": (
+        [(r"30^\circ", "30"), ("30", r"30\text{ degrees}"), (r"\sin 30^\circ", r"\sin(30^{\circ})"),
+         (r"\cos 20°\sin 40°", r"\sin 40^\circ\cos 20^\circ"), (r"2\cos 15^\circ", r"2\cos 15^{\circ}")],
+        [(r"\sin 30^\circ", r"\sin 30"), (r"\cos(60^{\circ})", r"\cos(60)"), (r"\tan 45°", r"\tan 45"),
+         (r"\sin 20^\circ\cos 10", r"\sin 20^\circ\cos 10^\circ"), (r"1+\sin 20^\circ", r"1+\sin 20")]),
+    "words that change a number are no units": (
+        [("2 trillion", "2000000000000"), ("5 dozen", "60"), (r"2\text{ thirds}", r"\frac23"), ("3 quarters", "0.75"),
+         ("5 hundredths", "0.05"), ("5 score", "100"), ("5 apples", "5"), (r"7\text{ right triangles}", "7"),
+         ("3 Million", "3,000,000"), ("2.5 thousand", "2500"), ("3 tenths", "0.3"), ("2 gross", "288")],
+        [("2 trillion", "2"), ("5 dozen", "5"), ("2 thirds", "2"), ("3 quarters", "3"), ("5 hundredths", "5"),
+         ("5 score", "5"), ("5 squared", "5"), (r"5\text{ doubled}", "5"), ("5 factorial", "5"), ("5 negative", "5"),
+         (r"10\text{ below zero}", "10"), ("5 half", "5"), (r"5\text{ and a half}", "5"), ("5 cubed", "5"),
+         ("5 degrees below zero", "5"), ("5 tripled", "5"), ("5 halves", "5"), ("5 eighths", "5"),
+         ("0.3 repeating", "0.3"),
+         ("4 plus", "4"), ("6 inverse", "6"), (r"3\text{ less}", "3"), ("7 or so", "7"),
+         ("2 million dollars", r"\$2"), ("5 minus", "5"), ("8 quadrillion", "8"),
+         ("5 in base six", "5 in base two"), ("5 millionths", "5"),
+         ("3 sixteenths", "3"), ("7 zillion", "7"), ("5 mod", "5")]),
+    "units that differ by case alone": (
+        [("5 mg", "5"), ("5 MW", "5 MW"), ("5 Hours", "5 hours"), ("5 CM", "5 CM"), ("5 mL", r"5\text{ ml}"),
+         (r"5\text{ KM}", r"5\text{ KM}"), ("5 USD", "5 dollars")],
+        [("5 Mg", "5 mg"), ("5 MW", "5 mW"), (r"5\text{ Mg}", r"5\text{ mg}"), (r"5\text{ MW}", r"5\text{ mW}"),
+         (r"5\,\mathrm{Mm}", r"5\,\mathrm{mm}"), (r"5\text{ Gb}", r"5\text{ GB}"), (r"5\text{ MHz}", r"5\text{ mHz}"),
+         (r"5\,\mathrm{PW}", r"5\,\mathrm{pW}")]),
+    "a bare run of letters is a name": (
+        [("xy", r"y\cdot x"), ("2xy", "2yx"), ("ax+by", "by+xa"), ("x y", "y x"), ("AB", r"\text{AB}"),
+         ("VI", "VI"), (r"\frac{ab}{c}", r"\frac{ba}{c}"), ("cat", r"\text{cat}"), ("11_{12}", "13")],
+        [("no", "on"), ("cat", "act"), ("VI", "IV"), ("BAC", "CAB"), ("AB_{12}", "131"), ("XL", "LX"), ("AB", "ab"),
+         ("AB_{12}", "BA_{12}"), (r"\text{no}", "on"), ("(no,on)", "(on,no)"), ("x=ab", "x=ba"), ("ABC", "CBA"),
+         ("cat, 5", "act, 5"), ("dog", "god"), ("was", "saw"), (r"\angle BAC", r"\angle CAB"), ("ABC_{16}", "2748"),
+         (r"\triangle ABC", r"\triangle ACB")]),
+    "words between two numbers": (
+        [("5 to 1", "5 to 1"), ("5 to 1", r"5\text{ to }1"), ("2 by 3", "2  by  3"), ("8-3=5", "5"), ("8 - 3", "5"),
+         ("2020-05-01", "2020-05-01"), ("x-3-2", "x-5"), ("2^{3-2}", "2"), ("(3-2)x", "x")],
+        [("5 to 1", "1 to 5"), ("2 by 3", "3 by 2"), ("5 of 6", "6 of 5"), ("5 out of 6", "6 out of 5"),
+         ("5to1", "1to5"), ("2020-05-01", "2014"), ("3-2", "1"), ("3-2", "4-3"), ("3–2", "1"), ("3 vs 2", "2 vs 3"),
+         ("5 is 6", "6 is 5"), ("1 in 6", "6 in 1"), ("2 x 3", "3 x 2"), ("2x3", "3x2"), ("1/2/2020", "2/4/2020"),
+         (r"5\text{ to }1", r"1\text{ to }5"), ("3-2, 5-1", "1, 4"), ("1-0", "1"), ("7 per 2", "2 per 7"),
+         ("x to y", "y to x"), ("a of b", "b of a"), ("5 ft 6 in", "6 ft 5 in"), ("05-01-2020", "-2016"),
+         ("2020 - 05 - 01", "2014")]),
+    "dots and repeating bars": (
+        [("0.333...", r"\frac13"), ("0.999...", "1"), (r"0.1666\ldots", r"\frac16"), ("0.1212…", r"\frac{4}{33}"),
+         (r"0.\overline{3}", "1/3"), ("3.14...", r"3.14\ldots"), (r"1,2,3,\ldots", r"1, 2, 3, \dots"),
+         (r"1,2,3,\dots", "1,2,3,..."), (r"0.\bar{3}", "0.333..."), ("2.333...", r"\frac73")],
+        [("0.333...", "0.333"), ("0.999...", "0.999"), (r"1,2,3,\ldots", "1,2,3"), ("1,2,3,...", "1,2,3"),
+         (r"0.\overline{3}", r"0\overline{3}"), (r"0\overline{3}", "0"), ("3.14...", "3.14"), (r"3.14\dots", "3.14"),
+         (r"\{1,2,\ldots\}", r"\{1,2\}"), (r"\{1,2,\ldots\}", r"\{2,1,\ldots\}"), ("0.3…", "0.3"),
+         (r"1.5\overline{0}", r"15\overline{0}"), (r"0.3\overline{3}", r"0.3"), ("1,...,9", "9,...,1")]),
+    "braces and points are kept": (
+        [("x^{2}", "x^2"), ("x_{1}", "x_1"), (r"\sqrt{4x}", r"2\sqrt{x}"), (r"\sqrt{\pi\cdot\pi}", r"\pi"),
+         (r"\sqrt{xy}", r"\sqrt{yx}"), (r"\sqrt{2x}", r"\sqrt2\sqrt x"), (r"\sqrt{x^3y}", r"\sqrt{yx^3}")],
+        [("x^{2}3", "x^{23}"), ("x^{2}3", "x^23"), ("a_{1}2?", "a_{12}?"), ("a_{1}2?", "a_12?"), ("{2}3", "6"),
+         (r"\sqrt{x\cdot x}", "x"), (r"\sqrt{xxy}", r"x\sqrt{y}"), (r"\sqrt{x^2y}", r"x\sqrt y"), ("1.5?", "15?"),
+         (r"\sqrt{x\cdot x\cdot y\cdot y}", "xy"), (r"\sqrt{\frac{x}{x^{-1}}}", "x"), ("2.x?", "2x?"),
+         (r"\sqrt{\sqrt{x}\sqrt{x}\cdot x}", "x"), (r"\sqrt{x^{2}}", "x"), (r"\sqrt{2xx}", r"x\sqrt2")]),
+    "the double factorial": (
+        [("5!!", "15"), ("6!!", "48"), ("5!", "120"), ("(3!)!", "720"), ("0!!", "1")],
+        [("3!!", "720"), ("5!!", "120"), ("4!!!", "24"), ("5!!", "5!"), ("4!!", "24")]),
+    "what has a number on its left is not free": (
+        [("f(2)=5", "5"), ("f(2)=5", "f(2)=5"), ("P(A)=.5", r"P(A)=\frac12"), ("f(x)=x+1", "y=x+1"),
+         ("f(2)=5", "5=f(2)")],
+        [("f(2)=5", "f(3)=5"), ("P(A)=.5", "P(B)=.5"), ("1=2", "3=4"), ("f(2)=5", "y=5"), ("f(2)=5", "g(2)=5"),
+         ("1=2", "1"), ("P(A)=.5", "y=.5"), ("a_1=5", "a_2=5"), (r"\sqrt2=0", r"\sqrt3=0"), ("2+2=5", "3+3=7"),
+         ("f(a)=5", "f(b)=5"), (r"\sin 2=1", r"\sin 3=1"), ("x=5, x=6", "y=5, y=6")]),
+    "orders, infinity and what is no number": (
+        [("1<x<3", "3>x>1"), (r"(-\infty,3)", r"(-\infty, 3)"), (r"\infty", r"+\infty"), (r"-\infty", r"-\infty"),
+         (r"3\pm 1", "2, 4"), ("5~cm", "5"), (r"\{\pm1\}", r"\{1,-1\}")],
+        [("1<x>3", "1<x<3"), (r"1\le x\ge 3", r"1\le x\le 3"), (r"\infty-\infty", "0"), (r"\infty/\infty", "1"),
+         (r"\frac{\infty}{\infty}", "1"), ("~5", "5"), (r"\infty-\infty", r"2\infty-2\infty"), ("x=~5", "5"),
+         (r"(\pm 1,\pm 2)", r"(\mp1,\pm2)"), (r"(\pm 1, \pm 2)", r"(\pm 2, \pm 1)"), (r"0\cdot\infty", "0"),
+         (r"\infty", r"-\infty"), (r"\infty^0", "1"), ("~ 5", "5"), (r"(\pm1,\pm2)", r"(\pm1,\mp2)"),
+         ("1<x>3", "3<x>1"),
+         (r"\infty", r"2\infty"), (r"x\ne1\ne2", r"x\ne2\ne1")]),
+    "what is left over is not passed over": (
+        [(r"-\frac13", r"-\frac{1}{3}"), (r"\frac12x", r"\frac{x}{2}"), (r"-\frac13&", r"-\frac13&")],
+        [(r"-\frac13&", r"-\frac13"), (r"\frac12)", "0.5"), (r"\frac12?", "0.5"), (r"\operatorname{|(}1)", "1"),
+         (r"\frac34@", "0.75"), (r"\frac12'", "0.5"), (r"\frac12:3", "0.5"), (r"\operatorname{(}1)", "1")]),
+    "numbers as models write them": (
+        [("1e3", "1000"), ("2.5e-3", "0.0025"), ("10**3", "1000"), ("2**-1", "0.5"), ("=5", "5"), ("= 5", "5"),
+         (r"\sqrt{0}", "0"), (r"\pm 0", "0"), ("５", "5"), ("（１，２）", "(1,2)"), (r"{1\over 2}", "0.5"),
+         (r"{5\choose 2}", "10"),
+         (r"\nicefrac{1}{2}", "0.5"), (r"\textcolor{red}{5}", "5"), (r"\underline{5}", "5"), (r"{\color{blue} 5}", "5"),
+         (r"\color{blue}{\frac12}", "0.5"), ("**5**", "5"), ("\u200b5", "5"), ("5\ufeff", "5"), ("1\u2009000", "1000"),
+         ("1\u202f000\u202f000", "1000000"), (r"\,1,000", "1000"), ("10^3", "1E3"), ("12\u00a0345", "12345")],
+        [("1e3", "1e4"), ("1e3", "3"), ("10**3", "30"), ("{1\\over 2}", "2"), ("1\u200923", "123"), ("2e", "2")]),
+    "units of one letter, and spelled out": (
+        [("5 m", "5"), ("5 m", r"5\text{ meters}"), ("5 s", "5 seconds"), ("5 L", "5 liters"), ("5 g", "5 grams"),
+         ("5 h", "5 hours"), ("60 km/h", "60"), ("60 km/h", r"60\text{ kilometers per hour}"), ("3 m/s", "3"),
+         ("3 m/s", "3 meters per second"), ("5 sq ft", "5 square feet"), (r"\$0.50", "50 cents"),
+         ("50¢", "0.5 dollars"),
+         ("50 cents", "50"), ("60 miles/hour", "60 mph"), (r"9.8\ m/s^2", r"9.8\text{ m/s}^2"), ("5m", "m5"),
+         ("5 m", "5m"),
+         (r"50\text{ cents}", r"\$.50"), ("5 cu. ft", "5 cubic feet"), (r"\frac12 m", "0.5")],
+        [("5 m", "5 s"), ("5 m", "5 km"), ("3 m/s", "3 km/h"), (r"\$50", "50 cents"), ("5m", "5"), ("2m + 3 s", "2m+3"),
+         ("5 m", "5 m^2"), ("60 km/h", "60 mph"), ("5 x", "5"), ("5 g", "5 mg")]),
+    "words in any case, in \\text or not": (
+        [("No", r"\text{no}"), ("no", "No"), ("YES", r"\text{Yes}"), ("Odd", "odd"), ("none", r"\textbf{None}"),
+         ("ALL", "all")],
+        [("no", "yes"), ("No", "on"), ("odd", "even")]),
+    "values of functions": (
+        [(r"\sin\frac{\pi}{6}", r"\frac12"), (r"\cos 0", "1"), (r"\cos\pi", "-1"), (r"\tan 60^\circ", r"\sqrt3"),
+         (r"\sin 45^\circ", r"\frac{\sqrt2}{2}"), (r"\sec 60°", "2"), (r"\cot\frac{\pi}{4}", "1"),
+         (r"\cos 120^\circ", "-0.5"),
+         (r"\sin(-\frac{\pi}{2})", "-1"), (r"\log_2 8", "3"), (r"\ln e", "1"), (r"\log 100", "2"),
+         (r"\log_{10} x", r"\log x"),
+         (r"\log_3\frac19", "-2"), (r"\ln 1", "0"), (r"\ln e^2", "2"), (r"\exp x", "e^x"),
+         (r"\sec x", r"\frac1{\cos x}"),
+         (r"\tan x", r"\frac{\sin x}{\cos x}"), ("i^2", "-1"), ("i^3", "-i"), ("1/i", "-i"),
+         (r"2i\sqrt2", r"\sqrt{-8}")],
+        [(r"\sin\frac{\pi}{6}", r"\frac13"), (r"\cos 1", "1"), (r"\log_2 8", "4"), (r"\log x", r"\ln x"),
+         (r"\tan 90^\circ", "0"),
+         ("i", "1"), ("i", "-i"), ("(1+i)^2", "2"), ("x^2", "-1"), (r"\sin 30", r"\frac12"), ("i_1^2", "-1"),
+         (r"\sin 0.5236", "0.5"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}")]),
+    "equations, inequalities and sets said otherwise": (
+        [("2y=4x+2", "y=2x+1"), ("x+y=1", "-3x-3y=-3"), ("x=5", "2x=10"), (r"x\ne 3", r"3\ne x"),
+         (r"(3,\infty)", "x>3"),
+         (r"(-\infty,3]", r"x\le 3"), ("[1,2)", r"1\le x<2"), (r"\{5\}", "5"), ("(a,b)=(1,2)", "a=1, b=2"),
+         ("(x,y)=(1,2)", "(1,2)"), ("(a,b)=(1,2)", "b=2,a=1"), ("1a_{16}", "1A_{16}"), (r"3<x", r"(3,\infty)")],
+        [("2y=4x+2", "y=2x+2"), ("x=5", "2x=5"), (r"x\ne3", r"y\ne3"), (r"(3,\infty)", r"x\ge3"),
+         (r"[3,\infty)", "x>3"),
+         (r"(3,\infty)", "x<3"), (r"\{5,6\}", "5"), (r"\{5\}", "6"), (r"\{1\},\{2\}", "1,2"),
+         ("(a,b)=(1,2)", "a=2,b=1"), ("(1,2)", "1<x+1<2"),
+         ("y=x^2", "xy=x^3"), ("1a_{16}", "1b_{16}"), ("(a,b)=(1,2)", "a=1"), (r"(1,2)", r"x\ne1"),
+         ("x+y=1", "x+y=2")]),
+}
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), [
+    pytest.param(*pair, right, id=f"{kind}: {pair[0]} and {pair[1]}")
+    for kind, pairs in KINDS_OF_PAIRS.items() for right, some in zip((True, False), pairs) for pair in some])
+def test_kinds_of_answers(answer, gold, right):
+    """Each kind has more members than these: it is the rule that is meant."""
+    assert same(answer, gold) is right and same(answer, answer) is same(gold, gold) is True
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -327,8 +327,10 @@ def without_unit(tokens: list[str]) -> tuple[list[str], str]:
 class Undecided(Exception):
     """The text is outside the grammar, or too large: it is compared as a string."""
 
+
 class NoRoot(Exception):
     """This field has no root of a number of which the answer has one."""
+
 
 def need(condition: object) -> None:
     if not condition:
@@ -359,9 +361,11 @@ class Reader:
 
     def __init__(self, p: int, work: int = 0):
         self.p, self.q, self.work, self.depth = p, (p - 1) // 2, work, 0
+
     def spend(self, steps: int) -> None:
         self.work += steps
         need(self.work <= 20_000)  # some 20 ms
+
     def split(self, tokens: list[str], separators: set[str]) -> list[list[str]]:
         """The runs of tokens between separators that stand in no bracket."""
         self.spend(len(tokens) // 8 + 1)
@@ -380,9 +384,11 @@ class Reader:
         value = self.read_one(parts[0]) if len(parts) == 1 else ("list", self.read_items(parts))
         self.depth -= 1
         return value
+
     def read_items(self, parts):
         """The items of a list; one with a \\pm is two."""
         return [item for value in map(self.read, parts) for item in (value[1] if value[0] == "list" else [value])]
+
     def read_one(self, tokens):
         """What has no comma but in brackets."""
         if len(sets := self.split(tokens, {"\\cup"})) > 1:
@@ -411,6 +417,7 @@ class Reader:
         value = self.sum()
         need(self.at == len(self.tokens))
         return "number", value, unit, tokens if len(tokens) == 1 else self.tokens  # AB is a name: not BA
+
     def read_enclosed(self, first, inner, last):
         """A matrix, a set, a tuple or interval, or what stands in brackets alone."""
         if first.startswith("\\begin"):
@@ -422,6 +429,7 @@ class Reader:
             need(sum(token in ("\\pm", "\\mp") for token in inner) < 2)  # does one sign follow the other?
             return "tuple", first + last, [self.read(part) for part in parts]
         return self.read(inner)
+
     def read_equation(self, sides, tokens):
         """x = 5 is 5 with a name, 2 + 3 = 5 is 5, and of any other equation what one side exceeds the other by."""
         named = [bool(NAMED.fullmatch("".join(side))) for side in sides]
@@ -433,12 +441,14 @@ class Reader:
         need(len(sides) == 2 and all(value[0] == "number" for value in values))
         need(any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in tokens))  # 1 = 2
         return "equation", self.minus(values[0][1], values[1][1]), "", tokens
+
     def read_matrix(self, begin, inner):
         need(re.fullmatch(r"\\begin\{(?:[pb]?(?:small)?matrix\*?|array)\}", begin))
         if begin == "\\begin{array}" and inner[:1] == ["{"] and "}" in inner:  # the columns' alignment
             inner = inner[inner.index("}") + 1 :]
         rows = [self.split(row, {"&"}) for row in self.split(inner, {"\\\\"}) if row]
         return "matrix", [[self.read(cell) for cell in row] for row in rows]
+
     def read_multiple(self, factor, matrix):
         """A number times a matrix."""
         _, by, *_ = ("number", Fraction(-1)) if factor == ["-"] else self.read(factor)
@@ -450,18 +460,22 @@ class Reader:
     # ---- Values: tokens → a number in one field ----------------------------------------------------------------------
     def peek(self):
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
     def take(self, wanted=None):
         token = self.peek()
         need(token and wanted in (None, token))
         self.at += 1
         return token
+
     def sign(self):
         return Fraction(-1 if self.peek() == "-" and self.take() else 1)
+
     def sum(self):
         total = self.product() if self.peek() not in ("+", "-") else Fraction(0)
         while self.peek() in ("+", "-"):
             total = self.combine(operator.sub if self.take() == "-" else operator.add, total, self.product())
         return total
+
     def product(self, functions=True):
         """Factors with signs or side by side. The argument of a function ends before the next: sin 2x cos x."""
         value, is_number = self.factor()
@@ -479,6 +493,7 @@ class Reader:
                 break
             value = self.times(value, factor)
         return value
+
     def factor(self):
         """An atom with its powers and factorials; and whether the atom is a number."""
         start = self.at
@@ -494,14 +509,17 @@ class Reader:
             elif token == "^":
                 value = self.power(value, self.exponent())
         return value, is_number
+
     def exponent(self):
         tower = []  # 2^3^4 is 2^(3^4)
         while not tower or self.peek() == "^" and self.take():
             tower.append(self.times(self.sign(), self.simple()))
         return reduce(lambda value, base: self.power(base, value), reversed(tower))
+
     def simple(self):
         """An atom, but of x^2\\frac12 only the 2."""
         return literal(self.take()) if self.peek()[:1].isdigit() else self.atom()
+
     def argument(self):
         """Of \\frac: a group, one token, or of a run of digits the first, as TeX reads \\frac12."""
         token = self.peek()
@@ -509,16 +527,19 @@ class Reader:
             self.spend(len(self.tokens))
             self.tokens = [*self.tokens[: self.at], token[0], token[1:], *self.tokens[self.at + 1 :]]
         return self.simple()
+
     def whole(self, value, most):
         need(isinstance(value, Fraction) and value.denominator == 1 and 0 <= value <= most)
         self.spend(int(value))
         return int(value)
+
     def atom(self):
         self.depth += 1
         need(self.depth <= 60)
         value = self.read_atom(self.take())
         self.depth -= 1
         return value
+
     def read_atom(self, token):
         """A number, a bracket, a command with its arguments, or a name, of which this token is the first."""
         if token[0].isdigit() or token[0] == "." and len(token) > 1:
@@ -553,12 +574,14 @@ class Reader:
                 pass
         subscript = "".join(self.tokens[start : self.at]).replace("{", "").replace("}", "")
         return self.name(token + subscript)
+
     def mixed(self, whole):
         """2\\frac34 is 2 + 3/4: a whole number right before a proper fraction of digits."""
         rest = "".join(self.tokens[self.at : self.at + 7])
         digits = re.match(r"\\frac(?:\{([0-9]{1,9})\}|([0-9]))(?:\{([0-9]{1,9})\}|([0-9])(?![0-9]))", rest)
         proper = digits and whole.denominator == 1 and 0 < int(digits[1] or digits[2]) < int(digits[3] or digits[4])
         return whole + self.atom() if proper else whole
+
     def absolute(self):
         """|a|: of a number, or of an expression without names that counts as positive, itself; else unknown."""
         self.bars = True
@@ -568,6 +591,7 @@ class Reader:
         if isinstance(value, Fraction) or value.names == frozenset():
             return abs(value) if isinstance(value, Fraction) else value
         return self.random("||", min(value.p, self.p - value.p))
+
     def function(self, name):
         """sin x, \\log_2 8, \\tan^2(x): a random function of its argument, and of its base."""
         base, power = self.residues(self.name("e") if name == "\\ln" else Fraction(10)).p, Fraction(1)
@@ -584,6 +608,7 @@ class Reader:
         if name == "\\exp":
             return self.power(self.name("e"), value)
         return self.power(self.value(name, base, self.residues(value).p), power)
+
     def value(self, name, base, x):
         """A function at x: exact for \\log_2 8 and \\sin\\frac{\\pi}{6}, else random. \\tan and its kind are ratios."""
         if name in RATIOS:
@@ -598,8 +623,10 @@ class Reader:
         if name not in ("\\sin", "\\cos") or k % 12 not in SQUARES or abs(k) > 10**6:
             return self.random(name, base, x)
         return self.times(Fraction((-1) ** (k // 12)), self.power(SQUARES[k % 12], Fraction(1, 2)))
+
     def degrees(self, value):
         return self.times(self.times(value, Fraction(1, 180)), self.name("\\pi"))
+
     def residues(self, value):
         if isinstance(value, Residue):
             return value
@@ -607,6 +634,7 @@ class Reader:
         n, d = value.numerator, value.denominator
         p, q = (n * pow(d, -1, modulus) % modulus for modulus in (self.p, self.q))
         return Residue(p, q, frozenset() if value > 0 else None)
+
     def combine(self, operation, a, b):
         if isinstance(a, Fraction) and isinstance(b, Fraction):
             value = operation(a, b)
@@ -617,13 +645,16 @@ class Reader:
         known = operation is operator.mul and None not in (a.names, b.names) and not a.names & b.names  # x·x is |x|²
         return Residue(operation(a.p, b.p) % self.p, operation(a.q, b.q) % self.q, a.names | b.names if known else None)
     minus, times = partialmethod(combine, operator.sub), partialmethod(combine, operator.mul)
+
     def name(self, name):
         return self.random("name", name, names=frozenset([name]) - {"\\pi"})
+
     def random(self, *key, names=None):
         """A number that stands for a name or a function of what the key says; a square if it counts as positive."""
         self.spend(10)
         p, q = (int(hashlib.sha512(repr((n, key)).encode()).hexdigest(), 16) % n for n in (self.p, self.q))
         return Residue(p if names is None else p * p % self.p, q, names)
+
     def power(self, base, exponent):
         self.spend(10)
         if not isinstance(exponent, Fraction):  # 2^x: known of a square, whose powers repeat after q
@@ -644,6 +675,7 @@ class Reader:
         need(n > 0 or base.p and base.q)  # no division by zero
         names = None if base.names and n % 2 == 0 else base.names
         return Residue(pow(base.p, n, self.p), pow(base.q, n, self.q), names)
+
     def root(self, base, exponent):
         """base^(n/d) for d > 1: exact if it is rational; of a negative base if d is odd, or 2 (by way of i)."""
         n, d = exponent.numerator, exponent.denominator
@@ -703,6 +735,7 @@ class Reader:
             case (("tuple", x, p), ("tuple", y, q)) | (("order", x, p), ("order", y, q)):
                 return x == y and (self.all_same(p, q) or x == ["\\ne"] and self.all_same(p, q[::-1]))
         return a[0] == "text" and a == b
+
     def equals(self, x, y):
         exact = isinstance(x, Fraction) and isinstance(y, Fraction)
         return x == y if exact else self.residues(x).p == self.residues(y).p
@@ -716,6 +749,7 @@ class Reader:
         high = at == [len(sides) - 1] and self.read(["\\infty"])
         brackets = "[("[bool(low) or signs[0] == "<"] + "])"[bool(high) or signs[-1] == "<"]
         return "tuple", brackets, [low or sides[0], high or sides[-1]]
+
     def as_equation(self, value):
         """x = 5 as x - 5 = 0."""
         if value[0] == "equation":
@@ -725,8 +759,10 @@ class Reader:
         name = self.read([token for token in re.split(r"(\\[a-zA-Z]+|.)", name) if token])
         need(name[0] == value[0] == "number")
         return "equation", self.minus(name[1], value[1]), "", []
+
     def all_same(self, a, b):
         return len(a) == len(b) and all(map(self.same, a, b))
+
     def matched(self, a, b):
         """Whether the one list is the other in some order; x = 3, y = 4 is 3, 4 in this order alone."""
         named = [[x[1] for x in items if x[0] == "named"] for items in (a, b)]

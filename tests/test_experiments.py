@@ -205,8 +205,9 @@ def test_help_in_a_process_of_its_own_under_the_c_locale():
         env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
         return subprocess.run([sys.executable, path, "--help"], capture_output=True, env=env, timeout=120)
 
+    some = COMMANDS[::3]  # the test above has them all in this process
     with ThreadPoolExecutor(4) as pool:
-        for path, done in zip(COMMANDS, pool.map(help_of, COMMANDS)):
+        for path, done in zip(some, pool.map(help_of, some)):
             assert done.returncode == 0 and b"--help" in done.stdout and not done.stderr, (path, done.stderr)
 
 

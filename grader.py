@@ -24,7 +24,8 @@ Rationals are compared as rationals, all else by its value at a random point of 
 accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below p. Checked
 by test_grader.py::test_the_fields_are_what_the_grader_needs.
 Of 800 and 165 labelled MATH outputs 800 and 163 are decided as labelled, by Math-Verify 0.9.0 792 and 160; of 6,595 on
-GSM8K 6,592, 6,590; of 84 test cases of other graders 61, 61 (experiments/graders.py; tests/grading_notes.md).
+GSM8K 6,592, 6,590; of 84 test cases of other graders 61, 61. A row of MATH takes 0.09 and 0.57 ms of CPU time here,
+1.70 and 21.20 ms there (python experiments/graders.py; row by row in tests/grading_notes.md).
 """
 
 import argparse

@@ -199,7 +199,8 @@ CHANGING = re.compile(r"""(?i)"(?:squared|cubed|(?:tri|\w+u)pled|doubled|halved|
     |couple|myriad|\w*(?:teen|tie|lf|ion)ths?|\w+illions?)""", re.VERBOSE)  # words after a number that are no units
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
             "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())
-FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())
+FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh log ln exp "
+                "lcm gcd det max min".split())
 SPELLED = FUNCTIONS - {"min", "max", "sec"}  # without a backslash, too; min and sec are units
 ACCENTS = set("overline bar vec hat mathbb mathcal overrightarrow".split())
 SYMBOLIC = NAMES | ACCENTS
@@ -220,7 +221,7 @@ TOKEN = re.compile(r"""
     | (?P<letters> [a-zA-Z]+ ) | \\[a-zA-Z]+ | \\. | .""", re.VERBOSE | re.DOTALL)
 
 REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
-    (r"^\s*\*\*(.*)\*\*\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[1] or ""),               # **5**, =5
+    (r"^\s*(\*\*?|`)(.*)\1\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[2] or ""),            # **5**, =5
     (r"\*\*", "^"), (r"(?<![\w.])([0-9.]{1,40})[eE]([+-]?[0-9]{1,9})(?!\w)", r"\1*10^{\2}"),  # 10**3, 1e3
     (r"\{([^{}]*)\\over(?![a-z])", r"\\frac{\1}{"), (r"\{([^{}]*)\\choose(?![a-z])", r"\\binom{\1}{"),
     (r"^((?:[^a-zA-Z+=]|\\d?frac|\\sqrt)*[0-9})])(?:\s|\\[,; ]|~)+((?:[msLgh]|km)(?:/(?:h|s|min))?)(?![a-zA-Z/])"
@@ -352,25 +353,18 @@ class Gauss(namedtuple("Gauss", "real imag")):
     def __mul__(self, other):
         return Gauss(self.real * other.real - self.imag * other.imag, self.real * other.imag + self.imag * other.real)
 
-    def __sub__(self, other):
-        return self + -1 * other
-
-    def __rsub__(self, other):
-        return -1 * self + other
-
     __radd__, __rmul__ = __add__, __mul__
 
     def __mod__(self, p):
         return Gauss(self.real % p, self.imag % p) if self.imag % p else self.real % p
 
-    def norm(self):
-        return self.real**2 + self.imag**2
-
     def __pow__(self, n, p):
         if n < 0:
             return pow(Gauss(self.real, -self.imag) * pow(self.norm(), -1, p) % p, -n, p)
-        squares = pow(self * self % p, n // 2, p) if n > 1 else 1
-        return squares * (self if n % 2 else 1) % p
+        return (pow(self * self % p, n // 2, p) if n > 1 else 1) * (self if n % 2 else 1) % p
+
+    def norm(self):
+        return self.real**2 + self.imag**2
 
 
 OPEN, CLOSE = ("(", "[", "{", "\\{", "\\langle"), (")", "]", "}", "\\}", "\\rangle")
@@ -643,7 +637,8 @@ class Reader:
         self.bars = False
         self.take("|")
         if isinstance(value, Residue) and isinstance(value.p, Gauss):
-            return self.power(self.random("norm", value.p)._replace(p=value.p.norm() % self.p, names=frozenset()), Fraction(1, 2))
+            square = Residue(value.p.norm() % self.p, self.random("||", value.p).q, frozenset())
+            return self.power(square, Fraction(1, 2))
         if isinstance(value, Fraction) or value.names == frozenset():
             return abs(value) if isinstance(value, Fraction) else value
         return self.random("||", min(value.p, self.p - value.p))
@@ -732,9 +727,10 @@ class Reader:
         a, b = self.residues(a), self.residues(b)
         known = operation is operator.mul and None not in (a.names, b.names) and not a.names & b.names  # x·x is |x|²
         return Residue(operation(a.p, b.p) % self.p, operation(a.q, b.q) % self.q, a.names | b.names if known else None)
-    plus = partialmethod(combine, operator.add)
-    minus = partialmethod(combine, operator.sub)
-    times = partialmethod(combine, operator.mul)
+    plus, times = partialmethod(combine, operator.add), partialmethod(combine, operator.mul)
+
+    def minus(self, a, b):
+        return self.plus(a, self.times(Fraction(-1), b))
 
 
     def name(self, name):
@@ -819,7 +815,8 @@ class Reader:
                 self.spend(500)
                 x, y = self.residues(x).p, self.residues(y).p
                 ratio = x * pow(y, -1, self.p) % self.p if x and y else 0  # a fraction: 2y = 4x + 2 is y = 2x + 1
-                return x == y or isinstance(ratio, int) and any(0 < min(n := ratio * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
+                return x == y or isinstance(ratio, int) and any(
+                    0 < min(n := ratio * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
             case ("order", signs, sides), ("tuple", *_):
                 return (interval := self.interval(signs, sides)) is not None and self.same(interval, b)
             case ("matrix", x), ("matrix", y):

@@ -1,15 +1,18 @@
 """Files of problems, prompts, chats and texts → token ids and labels: reading, protocols, chat templates."""
 
 import csv
+import functools
 import hashlib
 import io
 import itertools
 import json
+import os
 import re
-from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import tiktoken
+from jinja2 import FunctionLoader, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from grader import KINDS, last_box
@@ -385,47 +388,147 @@ def begin_token(encoding: Encoding, config: GPTConfig) -> int | None:
 # The turns of a folder that has a rank file alone, told by a special token: Llama 3's and ChatML's.
 TURNS = {
     "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
-                           "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
-                           "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+                           "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}{% if add_gener"
+                           "ation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
     "<|im_start|>": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
-                    "{% endfor %}{{ '<|im_start|>assistant\\n' }}",
+                    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
 }
 
 
-def load_chat(folder: str | Path, encoding: Encoding) -> Callable[[list[dict]], list[int]] | None:
-    """A function from messages (role, content) to tokens, up to where the assistant speaks; None without a template.
+class Chat:
+    """Messages (role, content) → tokens by a folder's template, rendered in a sandbox as transformers does.
 
-    The folder's template, rendered in a sandbox as transformers does, but without today's date: a prompt is the same
-    tomorrow. Special tokens in a message are just text. Raises ValueError for a template that cannot be rendered.
+    A prompt is the same tomorrow: strftime_now tells 26 July 2024, as Llama 3.2's template does without it. Special
+    tokens in a message are only text. source: where the template is from. ValueError where it cannot be rendered.
     """
-    path, file = Path(folder, "tokenizer_config.json"), Path(folder, "chat_template.jinja")
-    config = read_json(path) if path.is_file() else {}
-    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
-    source = file.read_bytes() if file.is_file() else config.get("chat_template") if path.is_file() else guess
-    if not source:
-        return None
-    special = "|".join(map(re.escape, sorted(encoding.special_tokens_set, key=len, reverse=True))) or "(?!)"
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                            extensions=["jinja2.ext.loopcontrols"])
 
-    def encode(messages: list[dict]) -> list[int]:
-        said = "".join(message["content"] for message in messages)
-        mark = next(chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)  # breaks up what looks special
-        broken = [m | {"content": re.sub(special, lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+    def __init__(self, folder: Path, encoding: Encoding, template, source: str, names: dict[str, str]):
+        self.folder, self.encoding, self.template, self.source, self.names = folder, encoding, template, source, names
+        self.tokens = sorted(encoding.special_tokens_set, key=len, reverse=True)
+        self.special = "|".join(map(re.escape, self.tokens)) or "(?!)"
+        self.heads = sorted({token[0] for token in self.tokens})
+        self.sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(
+            self.read), extensions=["jinja2.ext.loopcontrols"])
+        self.sandbox.filters |= dict(tojson=functools.partial(json.dumps, ensure_ascii=False), generation=str.join)
+        self.sandbox.globals |= dict(raise_exception=raise_exception, strftime_now=datetime(2024, 7, 26).strftime)
+
+    def read(self, _) -> str:
+        """The template; what is in a {% generation %} block comes out between two marks, as by str.join."""
+        text = self.template.decode() if isinstance(self.template, bytes) else self.template
+        if isinstance(text, list):  # several, by name
+            text = {entry["name"]: entry["template"] for entry in text}["default"]
+        text = re.sub(r"({%[-+]?\s*)generation\b", r"\1filter generation(generation_marks)", text)
+        return re.sub(r"({%[-+]?\s*)endgeneration\b", r"\1endfilter", text)
+
+    def mark(self, messages: list[dict]) -> list[dict]:
+        """The messages, a stand-in for the first character of each special token in them. Sets marks: characters that
+        no message has, the stand-ins and three more."""
+        said = json.dumps(messages, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        free = (chr(i) for i in [127, *range(0xE000, 0xF900)] if chr(i) not in said)
+        self.marks = "".join(itertools.islice(free, len(self.heads) + 3))
+        hide = dict(zip(map(ord, self.heads), self.marks))
+        messages = json.loads(re.sub(self.special, lambda token: token[0].translate(hide), said))
+        return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+    def render(self, messages: list[dict], prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and begin and end of each {% generation %} block in it."""
         try:
-            text = source.decode() if isinstance(source, bytes) else source
-            if isinstance(text, list):  # several, by name
-                text = {entry["name"]: entry["template"] for entry in text}["default"]
-            names = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
-                     if name.endswith("_token") and token}
-            text = sandbox.from_string(text).render(messages=broken, add_generation_prompt=True, **names)
+            text = self.sandbox.get_template("chat").render(
+                self.names, messages=messages, tools=None, documents=None, add_generation_prompt=prompt,
+                generation_marks=self.marks[-2:])
         except Exception as error:  # a template is a stranger's program: it may fail in any way
-            raise ValueError(f"{folder}: its chat template cannot be rendered ({error!r})") from None
-        return [token for i, piece in enumerate(re.split(f"({special})", text)) for token in (
-            [encoding.encode_single_token(piece)] if i % 2 else encoding.encode_ordinary(piece.replace(mark, "")))]
+            raise ValueError(f"{self.folder}: its chat template cannot be rendered ({error!r})") from None
+        pieces = re.split(f"[{self.marks[-2:]}]", text)
+        cuts = list(itertools.accumulate(map(len, pieces)))
+        return "".join(pieces), list(zip(cuts[::2], cuts[1::2]))
 
-    encode.source = "guessed from the special tokens" if source is guess else "the folder's template"
-    return encode
+    def encode(self, text: str) -> list[tuple[int, int, int]]:
+        """token_spans of a rendered text: the template's special tokens are tokens, the messages' are text."""
+        show = dict(zip(map(ord, self.marks), self.heads))
+        if text == text.translate(show):
+            return token_spans(self.encoding, text, special=True)
+        alone, after = (token_spans(self.encoding, before + "a", special=True) for before in ("", self.tokens[0]))
+        lead = "" if after[1][0] == alone[0][0] else "\n"  # SentencePiece may put a blank before the first piece alone
+        tokens, at = [], 0
+        for i, piece in enumerate(re.split(f"({self.special})", text)):
+            before = lead if i and not i % 2 else ""
+            spans = token_spans(self.encoding, before + piece.translate(show), special=i % 2 == 1)
+            tokens += [(token, at + begin - len(before), at + end - len(before))
+                       for token, begin, end in spans[len(token_spans(self.encoding, before)) :]]
+            at += len(piece)
+        return tokens
+
+    def __call__(self, messages: list[dict]) -> list[int]:
+        """Tokens up to where the assistant speaks."""
+        return [token for token, _, _ in self.encode(self.render(self.mark(messages), prompt=True)[0])]
+
+    def turn(self, messages: list[dict]) -> tuple[str, int]:
+        """The text of messages of which the last is the assistant's, and where in it the assistant begins: after the
+        turn's prompt; else, where the prompt is shown otherwise or is empty, with the content."""
+        *before, last = messages
+        text, prompt = self.render(messages)[0], self.render(before, prompt=True)[0] if before else self.marks[-3]
+        if not text.startswith(prompt):
+            prompt = os.path.commonprefix([text, self.render([*before, last | {"content": self.marks[-3]}])[0]])
+        return text, len(prompt)
+
+    def examples(self, messages: list[dict], start: int = 0) -> list[tuple[list[int], list[int]]]:
+        """(ids, labels), labels[t] = ids[t] where it is learnt, else -100: the assistant's turns from messages[start].
+
+        Learnt are the template's {% generation %} blocks; without any, all that a turn puts after its prompt, as TRL
+        learns a completion: the token that ends it and ChatML's line feed after that. Where a turn is shown otherwise
+        once others follow, each turn is an example. What has nothing to learn is left out.
+        """
+        messages = self.mark(messages)
+        text, spans = self.render(messages)
+        if spans:
+            parts = [(text, spans[len(self.render(messages[:start])[1]) if start else 0 :])]
+        else:
+            turns = [self.turn(messages[: i + 1]) for i in range(start, len(messages))
+                     if messages[i]["role"] == "assistant"]
+            parts = [(shown, [(begin, len(shown))]) for shown, begin in turns]
+            if all(text.startswith(shown) for shown, _ in turns):
+                parts = [(text, [span for _, (span,) in parts])]
+        examples = []
+        for text, spans in parts:
+            tokens = self.encode(text)
+            labels = [token if any(begin < last and end > first for first, last in spans) else -100
+                      for token, begin, end in tokens]
+            examples += [([token for token, _, _ in tokens], labels)] * (set(labels) != {-100})
+        return examples
+
+
+def raise_exception(message: str):
+    """What templates call to refuse messages."""
+    raise TemplateError(message)
+
+
+def token_spans(encoding: Encoding, text: str, special: bool = False) -> list[tuple[int, int, int]]:
+    """(id, begin, end) of each token, begin and end in characters; special: special tokens are tokens, else text."""
+    if isinstance(encoding, JSONTokenizer):
+        encoding.library.encode_special_tokens = not special
+        found = encoding.library.encode(text, add_special_tokens=False)
+        encoding.library.encode_special_tokens = True
+        return [(token, *span) for token, span in zip(found.ids, found.offsets)]
+    ids = encoding.encode(text, allowed_special="all" if special else set(), disallowed_special=())
+    owners = [i for i, letter in enumerate(text) for _ in letter.encode()]  # the character of each byte
+    ends = list(itertools.accumulate(len(encoding.decode_single_token_bytes(token)) for token in ids))
+    return [(token, owners[begin], owners[end - 1] + 1) for token, begin, end in zip(ids, [0, *ends], ends)]
+
+
+def load_chat(folder: str | Path, encoding: Encoding) -> Chat | None:
+    """The chat of a model folder: chat_template.jinja, tokenizer_config.json's, else by special tokens; or None."""
+    folder = Path(folder)
+    path, files = folder / "tokenizer_config.json", [folder / "additional_chat_templates/default.jinja",
+                                                     folder / "chat_template.jinja"]
+    config, named = (read_json(file) if file.is_file() else {} for file in (path, folder / "special_tokens_map.json"))
+    names = config | (named if "added_tokens_decoder" not in config else {})  # transformers' order
+    names = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()
+             if name.endswith("_token") and isinstance(token, str | dict)}
+    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
+    source = next((file.read_bytes() for file in files if file.is_file()), config.get("chat_template")
+                  if path.is_file() else guess)
+    words = "guessed from the special tokens" if source is guess else "the folder's template"
+    return Chat(folder, encoding, source, words, names) if source else None
 
 
 def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding):

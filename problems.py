@@ -134,7 +134,8 @@ def read_row(row: dict, where: str) -> dict:
         start = row["text"] if not isinstance(row["text"], str) else re.match(r"(\s*\S+){,8}", row["text"][:100])[0]
         return dict(form="text", problem=start, solution=row["text"])  # no answer: nothing is asked
     names = {new: old for old, new in reversed(RENAMED.items()) if old in row and new not in row}
-    cure = " and ".join(f"rename {old!r} to {new!r}" for new, old in names.items()) or f"want {FIELDS}"
+    cure = " and ".join(f"{old!r} to {new!r}" for new, old in sorted(names.items(), reverse=True))  # prompt first
+    cure = f"rename {cure}" if names else f"want {FIELDS}"
     if "messages" in names:
         cure += ", in it 'from' to 'role' (user, assistant) and 'value' to 'content'"
     raise ValueError(f"{where}: fields {', '.join(map(str, row))}: {cure}")

@@ -243,7 +243,7 @@ def main(argv=None):
     if folder != final:
         replace_run(folder, final)
     report(args, run, final, results, before, after)
-    print_next(args, argv, final)
+    print_next(args, run, argv, final)
 
 
 def check_out(args) -> bool:
@@ -541,9 +541,12 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
     print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
 
 
-def print_next(args, argv: list[str], folder: Path) -> None:
+def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
-    if args.method != "full":
+    if run.shown and args.method != "full":
+        command = ["python", "train.py", "merge", "--base", short(args.base), "--adapter", short(folder), "--out"]
+        print(f"  {shlex.join([*command, short(folder / 'merged')])}")
+    elif args.method != "full":
         command = ["python", "eval_pass1.py", "--adapter", short(folder)]
         if Path(args.base) != HERE / "data/base":
             command += ["--base", short(args.base)]

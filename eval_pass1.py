@@ -158,7 +158,7 @@ def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_n
     """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
     bos = begin_token(encoding, model.config)
     prompts = [encode_prompt(encoding, problem, bos, chat) for problem in problems]
-    cut = "\nProblem:" if problems[0].get("form", "problem") == "problem" else ""
+    cut = "\nProblem:" if all(problem.get("form", "problem") == "problem" for problem in problems) else ""
     ends = end_tokens(encoding, model.config, chat is not None)
     batches = answers(model, encoding, problems, prompts, cut, ends, max_new_tokens)
     return sorted((record for batch in batches for record in batch), key=lambda record: record["id"])

@@ -279,18 +279,18 @@ def load(args) -> Run:
     model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
     chat = chat_for(train_problems + val_problems + test_problems, args.base, encoding)
     how = encoding, model.config, chat, args.max_length, args.truncate
-    examples = encode_all(train_problems, "training", *how)
-    val_examples = encode_all(val_problems, "validation", *how)
     noun = "problems" if train_problems[0]["form"] == "problem" else "examples"
+    examples = encode_all(train_problems, f"training {noun}", *how)
+    val_examples = encode_all(val_problems, f"validation {noun}", *how)
     if not examples:
         raise ValueError(f"--data {args.data}: no {noun[:-1]} is left to train on")
-    shown = test_problems or (val_problems or train_problems)[:50] * (args.eval_problems > 0)
-    bos, context = begin_token(encoding, model.config), model.config.max_position_embeddings
-    shown = [p for p in shown if 0 < len(encode_prompt(encoding, p, bos, chat)) < context]  # a template refuses here
+    asked = test_problems or (val_problems or train_problems)[:50] * (args.eval_problems > 0)
+    prompts = [encode_prompt(encoding, p, begin_token(encoding, model.config), chat) for p in asked]  # or is refused
+    fitting = [p for p, ids in zip(asked, prompts) if 0 < len(ids) < model.config.max_position_embeddings]
     val_examples.sort(key=lambda example: len(example[0]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
     return Run(model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems, shown[:1], train_problems[0]["form"], noun, chat)
+               len(val_examples), test_problems, fitting[: not test_problems], train_problems[0]["form"], noun, chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
@@ -324,8 +324,7 @@ def encode_all(problems, name, encoding, config, chat=None, max_length=None, tru
     for count, what, why in ((truncate * long, "cut", longer), (len(learnt) - len(fitting), "left out", longer),
                              (len(examples) - len(learnt), "left out", "no solution to learn")):
         if count:
-            noun = "problems" if problems[0]["form"] == "problem" else "examples"
-            print(f"{what} {count:,} of {len(examples):,} {name} {noun}: {why}")
+            print(f"{what} {count:,} of {len(examples):,} {name}: {why}")
     return fitting
 
 
@@ -396,10 +395,8 @@ def announce(args, run: Run, method: Method) -> None:
           f"epochs, peak learning rate {args.lr:g}", flush=True)
 
 
-def answer(run: Run, when: str) -> list[dict] | None:
+def answer(run: Run, when: str) -> list[dict]:
     """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
-    if not run.problems and not run.shown:
-        return None
     if run.problems:
         print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
     start = time.time()
@@ -543,10 +540,7 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
 
 def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
-    if run.shown and args.method != "full":
-        command = ["python", "train.py", "merge", "--base", short(args.base), "--adapter", short(folder), "--out"]
-        print(f"  {shlex.join([*command, short(folder / 'merged')])}")
-    elif args.method != "full":
+    if args.method != "full" and not run.shown:
         command = ["python", "eval_pass1.py", "--adapter", short(folder)]
         if Path(args.base) != HERE / "data/base":
             command += ["--base", short(args.base)]

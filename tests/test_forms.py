@@ -1,4 +1,4 @@
-"""The forms of data: problems, prompts, chats and texts, read, refused and learnt: python -m pytest tests/test_forms.py"""
+"""The forms of data, read, refused, learnt and evaluated: python -m pytest tests/test_forms.py"""
 
 import json
 import math
@@ -122,7 +122,8 @@ def test_of_a_chat_exactly_the_assistants_turns_are_learnt(encoding, chat_base, 
     learnt = [token for token in labels if token != -100]
     assert learnt.count(END) == len(said) and learnt[-1] == END
     # A blank before a word may be one token with it: the template's, after "assistant:".
-    assert decode(encoding, learnt).replace(" ", "") == "".join(f"{text}<|endoftext|>" for text in said).replace(" ", "")
+    shown = "".join(f"{text}<|endoftext|>" for text in said)
+    assert decode(encoding, learnt).replace(" ", "") == shown.replace(" ", "")
     asked = encode_prompt(encoding, problem, None, chat)
     assert decode(encoding, asked) + said[-1] + "<|endoftext|>" == decode(encoding, ids)
 
@@ -185,16 +186,19 @@ MALFORMED = [
     (dict(input="i", output="o"), "rename 'input' to 'prompt'"), (dict(prompt="p", response="r"), "rename 'response'"),
     (dict(question="q", response="r"), "rename 'question' to 'prompt'"), (dict(content="c"), "'content' to 'text'"),
     (dict(prompt="p", chosen="c", rejected="r"), "'chosen' to 'completion'"), (dict(a=1), "fields a: want"),
-    (dict(prompt="p"), "want"), (dict(prompt="", completion="c"), "empty"), (dict(prompt=3, completion="c"), "'prompt'"),
+    (dict(prompt="p"), "want"), (dict(prompt="", completion="c"), "empty"),
+    (dict(prompt=3, completion="c"), "'prompt'"),
     (dict(prompt="p", completion=["c"]), "'completion'"), (dict(text=[1]), "'text'"), (dict(messages=[]), "message"),
     (dict(messages="hello"), "must be a list"), (dict(messages=[user("a")]), "no message of the assistant's"),
     (dict(messages=[user("a"), dict(role="bot", content="b")]), "message 2"), (dict(messages=["a"]), "message 1"),
-    (dict(messages=[user("a"), assistant(None)]), "message 2"), (dict(messages=[user("a"), assistant(["b"])]), "a text"),
+    (dict(messages=[user("a"), assistant(None)]), "message 2"),
+    (dict(messages=[user("a"), assistant(["b"])]), "a text"),
     (dict(messages=[{"from": "gpt", "value": "a"}]), "want a role (system, user or assistant)"),
     (dict(messages=[user("a"), dict(assistant("b"), weight=0)]), "weight"),
     (dict(prompt=[user("a"), assistant("b")], completion=[assistant("c")]), "end of the prompt"),
-    (dict(prompt=[user("a")], completion="c"), "completion must be a list"), (dict(problem="p", answer=True), "'answer'"),
-    (dict(prompt=[user("a")], completion=[user("c")]), "no message of the assistant's"), (dict(problem="p"), "solution")]
+    (dict(prompt=[user("a")], completion="c"), "completion must be a list"),
+    (dict(prompt=[user("a")], completion=[user("c")]), "no message of the assistant's"),
+    (dict(problem="p", answer=True), "'answer'"), (dict(problem="p"), "solution")]
 
 
 @pytest.mark.parametrize("row, words", MALFORMED, ids=lambda value: json.dumps(value)[:50])
@@ -271,7 +275,7 @@ def test_an_answer_without_a_solution_is_evaluated_and_not_trained_on(learn, eva
     rows = [dict(problem="1 + 1", answer=2), dict(problem="2 + 2", answer=4, solution="4")]
     assert evaluate(rows).returncode == 0
     done = learn([rows[0], *[rows[1]] * 9])
-    assert done.returncode == 0 and "left out 1 of 9 training problems: no solution to learn" in done.stdout, done.stdout
+    assert done.returncode == 0 and "left out 1 of 9 training problems: no solution to learn" in done.stdout
     refused(learn(rows[:1], out="p"), "no problem is left")
 
 
@@ -301,7 +305,7 @@ def some(count, **how):
     """Examples of `count` prompts of 10 tokens each with 1, 2, ... tokens to learn, the end token last."""
     encoding, config = load_tokenizer(ROOT / "data/base"), load_config(ROOT / "data/base")
     problems = [dict(form="prompt", problem="#" * 10, solution="#" * n) for n in range(1, count)]
-    return train.encode_all(problems, "training", encoding, config, **how)
+    return train.encode_all(problems, "training examples", encoding, config, **how)
 
 
 def test_longer_examples_are_left_out_or_cut_and_counted(capsys):
@@ -327,8 +331,8 @@ def test_a_length_beyond_the_context_is_the_context(capsys):
     assert some(9, max_length=10**6) == some(9)
     problems = [dict(form="text", problem="", solution="#" * 3000)]
     encoding, config = load_tokenizer(ROOT / "data/base"), load_config(ROOT / "data/base")
-    ((ids, labels),) = train.encode_all(problems, "training", encoding, config, truncate=True)
-    assert len(ids) == len(labels) == config.max_position_embeddings and "the context of 1024" in capsys.readouterr().out
+    ((ids, labels),) = train.encode_all(problems, "training examples", encoding, config, truncate=True)
+    assert len(ids) == len(labels) == 1024 and "the context of 1024" in capsys.readouterr().out
 
 
 def test_the_flags_of_length_reach_the_examples(learn, tmp_path):

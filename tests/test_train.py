@@ -157,8 +157,8 @@ def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, run):
 
 
 @pytest.mark.parametrize("text, word", [
-    ('{"problem": "a", "solution": "b", "answer": "4"}\n{oops\n', "line 2"), ('\n\n[1]\n', "entry 1: not"), ("7", "line 1"),
-    ("", "no problem"),
+    ('{"problem": "a", "solution": "b", "answer": "4"}\n{oops\n', "line 2"),
+    ('\n\n[1]\n', "entry 1: not"), ("7", "line 1"), ("", "no problem"),
     ('{"problem": "a", "solution": "b", "answer": true}', "line 1"), ('{"problem": "a"}', "line 1"),
     ('{"problem": "a", "solution": ""  , "answer": "4"}', "no problem is left"),
 ])

@@ -535,7 +535,7 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
                             ("  after ", after[i]["completion"]), ("  gold  ", gold)):
             print(title, printable(text.strip()))
     what = "model" if args.method == "full" else "adapter"
-    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
+    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all." + " To try next:" * (not run.shown))
 
 
 def print_next(args, run: Run, argv: list[str], folder: Path) -> None:

@@ -300,13 +300,13 @@ def test_unusual_conversations(tmp_path):
 
 # TRL's own preparation of a data set.
 
-TEMPLATES = ["qwen2_5", "qwen2_5_training", "qwen3", "qwen3_training", "llama3", "llama3_training", "llama3_2"]
+TEMPLATES = ["qwen2_5", "qwen2_5_training", "qwen3", "qwen3_training", "llama3", "llama3_training"]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_trl_prepares_the_same_examples(tmp_path, name):
+def test_trl_prepares_the_same_examples(tmp_path, name, monkeypatch):
     """trl.SFTTrainer._prepare_dataset with templates as published, in TRL's package: assistant_only_loss on messages
     where there are marks, a prompt and its completion as lists of messages otherwise. Tried with TRL 1.16.0."""
     trl = pytest.importorskip("trl", reason="TRL is not here")
@@ -325,13 +325,12 @@ def test_trl_prepares_the_same_examples(tmp_path, name):
             plain.append(messages)
     rows = [dict(messages=m) if marked else dict(prompt=m[:-1], completion=m[-1:]) for m in plain]
     trainer = SimpleNamespace(chat_template=None, completion_only_loss=not marked, _tokenizer=theirs)
-    args = SimpleNamespace(dataset_num_proc=None, assistant_only_loss=marked, dataset_text_field="text",
-                           max_length=None)
+    numbers = map(str, range(99))  # datasets names each step by a pickle of its function, which fails on some classes
+    monkeypatch.setattr(datasets.fingerprint.Hasher, "hash", lambda *values: next(numbers))
+    args = SimpleNamespace(dataset_num_proc=None, assistant_only_loss=marked, dataset_text_field="text", max_length=None,
+                           shuffle_dataset=False)
     prepared = trl.SFTTrainer._prepare_dataset(trainer, datasets.Dataset.from_list(rows), theirs, args, False, None,
                                                "train")
     for messages, row in zip(plain, prepared, strict=True):
         ours = chat.examples(messages, 0 if marked else len(messages) - 1)
-        today = theirs.apply_chat_template(messages, tokenize=False) if "strftime_now" in template else ""
-        if today:
-            continue
         assert ours == [(row["input_ids"], row["labels"])], messages

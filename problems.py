@@ -425,7 +425,7 @@ class Chat:
         """The messages, a stand-in for the first character of each special token in them. Sets marks: characters that
         no message has, the stand-ins and three more."""
         said = json.dumps(messages, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        free = (chr(i) for i in [127, *range(0xE000, 0xF900)] if chr(i) not in said)
+        free = (chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)
         self.marks = "".join(itertools.islice(free, len(self.heads) + 3))
         hide = dict(zip(map(ord, self.heads), self.marks))
         messages = json.loads(re.sub(self.special, lambda token: token[0].translate(hide), said))

@@ -134,7 +134,7 @@ def test_a_continuation_has_no_blank_of_its_own_in_sentencepiece():
         adds_blank = True
 
         def encode_ordinary(self, text):
-            return re.findall("▁?[^▁]", "▁" + text.replace(" ", "▁"))
+            return re.findall("▁?\n|▁?[^▁\n]+", "▁" + text.replace(" ", "▁"))  # a token a word
 
     assert encode_continuation(Blanks(), "4 5") == ["4", "▁5"] and encode_continuation(Blanks(), " 4 5") == ["▁4", "▁5"]
 

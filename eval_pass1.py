@@ -26,8 +26,8 @@ import torch
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
 from hf import load_adapter, load_model, load_tokenizer, read_json, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, decode, encode_prompt, end_tokens, help_prompts,
-                      level_name, load_chat, load_tests, read_rows)
+from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, decode, encode_prompt, end_tokens,
+                      help_prompts, level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
 
@@ -154,11 +154,13 @@ def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 
 
-def solve(model: GPT, encoding: Encoding, problems: list[dict]) -> list[dict]:
+def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_new_tokens: int = 256) -> list[dict]:
     """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
     bos = begin_token(encoding, model.config)
-    prompts = [encode_prompt(encoding, problem, bos) for problem in problems]
-    batches = answers(model, encoding, problems, prompts, "\nProblem:", end_tokens(encoding, model.config))
+    prompts = [encode_prompt(encoding, problem, bos, chat) for problem in problems]
+    cut = "\nProblem:" if all(problem.get("form", "problem") == "problem" for problem in problems) else ""
+    ends = end_tokens(encoding, model.config, chat is not None)
+    batches = answers(model, encoding, problems, prompts, cut, ends, max_new_tokens)
     return sorted((record for batch in batches for record in batch), key=lambda record: record["id"])
 
 
@@ -294,14 +296,14 @@ def make_parser() -> Parser:
                       help="PEFT adapter folder, or none for the base alone; may be given several times (default: none "
                            "and the newest under out/)")
     what.add_argument("--data", metavar="PATH", default=HERE / "data/equations",
-                      help="folder with test.jsonl or test.csv, a JSONL file in MATH's or GSM8K's fields, or a CSV "
-                           "file in GPQA's (default: data/equations)")
+                      help="folder with test.jsonl or test.csv, or a JSONL or CSV file (default: data/equations; "
+                           "data/README.md lists the kinds of data)")
     what.add_argument("--kind", choices=KINDS, help="how answers are graded (default: told by the fields)")
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
-    ask.add_argument("--prompt", default="plain", metavar="P",
+    ask.add_argument("--prompt", metavar="P",
                      help=f"{', '.join(PROTOCOLS)}, or a text with {{problem}} in it; \\n in it is a line feed, but "
-                          "in LaTeX's commands (\\neq, \\nu) (default: plain)")
+                          "in LaTeX's commands (\\neq, \\nu) (default: as train.py asks such data)")
     ask.add_argument("--help-prompts", action="store_true", help="print every named protocol in full, and end")
     ask.add_argument("--few-shot", type=int, metavar="K",
                      help="worked examples before the problem (default: the protocol's)")
@@ -494,19 +496,20 @@ def load(args) -> tuple[GPT, Encoding, Asked]:
     problems = every
     if args.limit is not None and args.limit < len(every):
         problems = [every[i] for i in sorted(random.Random(args.seed).sample(range(len(every)), args.limit))]
-    protocol = Protocol(args.prompt, problems[0]["kind"])
+    protocol = Protocol(args.prompt, problems[0]["kind"], problems[0]["form"])
     protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
     max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     encoding, model = load_tokenizer(args.base), load_model(args.base, dtype, device)
-    chat = load_chat(args.base, encoding) if protocol.chat else None
+    chat = (chat_for(problems, args.base, encoding) if protocol.name == "own" else
+            load_chat(args.base, encoding) if protocol.chat else None)
     turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
     turns = f", chat turns ({chat.source})" if chat else turns
     ends = end_tokens(encoding, model.config, bool(chat))
     bos = begin_token(encoding, model.config)
     prompts = [protocol.encode(encoding, problem, bos, chat) for problem in problems]
     if not all(prompts):
-        raise ValueError(f"--prompt {args.prompt!r}: a problem's prompt has no token")
+        raise ValueError(f"--prompt {protocol.name}: a problem's prompt has no token")
     longest = min(model.config.max_position_embeddings, max(map(len, prompts)) + max_new_tokens)
     batch_size = auto_batch_size(model, longest) if args.batch_size == "auto" else int(args.batch_size)
     return model, encoding, Asked(problems, prompts, protocol, ends, max_new_tokens, batch_size, len(every), turns)

@@ -398,20 +398,19 @@ def sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | N
 
 
 def collate(examples: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """idx and targets, both (B, T), of examples (prompt ids, answer ids), padded to the longest.
+    """idx and targets, both (B, T), of examples (ids, labels), padded to the longest; T is one less than its length.
 
-    targets[t] is the token after idx[t] where that belongs to the answer, and -100 in the prompt and the padding. The
-    padding's id (0) means nothing: attention is causal, so no token sees what stands to the right of it.
-    Checked by test_loop.py::test_the_loss_masks_exactly_the_prompt_and_the_padding.
+    labels[t] is ids[t] where it is learnt and -100 elsewhere, Hugging Face's convention. targets are the labels one
+    position on: the token after idx[t]. The padding's id (0) means nothing: attention is causal, so no token sees what
+    stands to the right of it.
+    Checked by test_loop.py::test_the_loss_counts_exactly_the_labels.
     """
-    T = max((len(prompt) + len(answer) for prompt, answer in examples), default=2) - 1
+    T = max((len(ids) for ids, _ in examples), default=2) - 1
     idx = torch.zeros(len(examples), T, dtype=torch.long)
     targets = torch.full((len(examples), T), -100)
-    for row, (prompt, answer) in enumerate(examples):
-        tokens = torch.tensor([*prompt, *answer])
-        idx[row, : len(tokens) - 1] = tokens[:-1]
-        start = max(len(prompt) - 1, 0)  # the last prompt token predicts the first answer token
-        targets[row, start : len(tokens) - 1] = tokens[start + 1 :]
+    for row, (ids, labels) in enumerate(examples):
+        idx[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[row, : len(ids) - 1] = torch.tensor(labels[1:])
     return idx, targets
 
 
@@ -432,7 +431,7 @@ def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) 
         updates, left = [order[:update]], order[whole:]  # the first finishes the epoch before, the last are left over
         for start in range(update, whole, POOL * update):
             pool = order[start : min(start + POOL * update, whole)]
-            pool.sort(key=lambda i: len(examples[i][0]) + len(examples[i][1]))
+            pool.sort(key=lambda i: len(examples[i][0]))
             updates += [pool[i : i + update] for i in range(0, len(pool), update)]
         for n in [0, *(1 + torch.randperm(len(updates) - 1, generator=generator)).tolist()]:
             for i in range(grad_accum):

@@ -1,8 +1,8 @@
-"""Fine-tunes a base model on problems with worked solutions, and shows pass@1 before and after.
+"""Fine-tunes a base model on problems, prompts, chats or texts, and shows what it says before and after.
 
     python train.py --rank 16                      LoRA-α on the small base and data/equations, two minutes on two cores
     python train.py --rank 16 --method lora        the same with the habit alpha = 2r
-    python train.py --base FOLDER --data FILE      a Llama folder, problems in MATH's or GSM8K's fields
+    python train.py --base FOLDER --data FILE      your model and data (data/README.md lists the kinds of data)
     python train.py merge --base FOLDER --adapter FOLDER --out FOLDER      folds an adapter into its base
 
 Writes out/NAME/: the adapter in PEFT's format, metrics.csv (a line a step) and run.json (flags, origin, results).
@@ -29,7 +29,8 @@ from hf import (COPIED, copy_tokenizer, load_adapter, load_model, load_tokenizer
                 write_json)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, train)
-from problems import Encoding, begin_token, data_file, encode_example, end_tokens, load_problems
+from problems import (Encoding, begin_token, chat_for, data_file, encode_examples, encode_prompt, end_tokens,
+                      load_problems)
 
 HERE = Path(__file__).resolve().parent
 
@@ -57,7 +58,7 @@ def make_parser() -> Parser:
     loop.add_argument("--lr", type=float, metavar="LR",
                       help="peak learning rate, full fine-tuning's (default: 1e-3 for data/base, 2e-5 for any other)")
     loop.add_argument("--steps", type=int, default=500, metavar="N", help="updates (default: 500)")
-    loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems a micro-batch (default: 16)")
+    loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="examples a micro-batch (default: 16)")
     loop.add_argument("--grad-accum", type=int, default=1, metavar="N", help="micro-batches an update (default: 1)")
     loop.add_argument("--grad-clip", type=float, metavar="G", help="largest gradient norm (default: no clipping)")
     loop.add_argument("--weight-decay", type=float, default=0.0, metavar="W", help="AdamW's, on matrices (default: 0)")
@@ -68,8 +69,11 @@ def make_parser() -> Parser:
                       help="Hugging Face model folder (default: data/base)")
     data.add_argument("--data", default=str(HERE / "data/equations"), metavar="PATH",
                       help="folder with train.jsonl (val.jsonl, test.jsonl), or a JSONL file (default: data/equations)")
+    data.add_argument("--max-length", type=int, metavar="N",
+                      help="tokens of the longest example, longer ones are left out (default: the base's context)")
+    data.add_argument("--truncate", action="store_true", help="cut longer examples at the end instead")
     data.add_argument("--val", metavar="FILE",
-                      help="validation problems (default: the folder's val.jsonl, else up to 300 held out)")
+                      help="validation data (default: the folder's val.jsonl, else up to 300 held out)")
     data.add_argument("--eval-every", type=int, metavar="N",
                       help="updates between validation losses (default: a quarter of the steps)")
     data.add_argument("--eval-problems", type=int, default=500, metavar="N",
@@ -99,7 +103,8 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     def flag(name):
         return f"--{name.replace('_', '-')} {getattr(args, name)}"
 
-    for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1).items():
+    for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1,
+                          max_length=2).items():
         value = getattr(args, name)
         if value is not None and value < low:
             parser.error(f"{flag(name)}: it must be {low} or more")
@@ -182,7 +187,7 @@ def pissa_to_lora(model, start: dict[str, tuple]) -> None:
 
 @dataclass
 class Run:
-    """What is trained, on what, where. problems: the test problems of pass@1."""
+    """What is trained, on what, where. problems: of pass@1; shown: one to show where there are none."""
 
     model: GPT
     encoding: Encoding
@@ -193,6 +198,10 @@ class Run:
     val_batches: list[tuple]
     n_val: int
     problems: list[dict]
+    shown: list[dict]
+    form: str  # of the training data
+    noun: str  # what they are called
+    chat: object  # the base's chat template, None where no data are messages
 
 
 @dataclass
@@ -234,7 +243,7 @@ def main(argv=None):
     if folder != final:
         replace_run(folder, final)
     report(args, run, final, results, before, after)
-    print_next(args, argv, final)
+    print_next(args, run, argv, final)
 
 
 def check_out(args) -> bool:
@@ -268,22 +277,28 @@ def load(args) -> Run:
     encoding = load_tokenizer(args.base)
     # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
     model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
-    examples = encode_all(train_problems, "training", encoding, model.config)
-    val_examples = encode_all(val_problems, "validation", encoding, model.config)
+    chat = chat_for(train_problems + val_problems + test_problems, args.base, encoding)
+    how = encoding, model.config, chat, args.max_length, args.truncate
+    noun = "problems" if train_problems[0]["form"] == "problem" else "examples"
+    examples = encode_all(train_problems, f"training {noun}", *how)
+    val_examples = encode_all(val_problems, f"validation {noun}", *how)
     if not examples:
-        raise ValueError(f"--data {args.data}: no problem is left to train on")
-    val_examples.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
+        raise ValueError(f"--data {args.data}: no {noun[:-1]} is left to train on")
+    asked = test_problems or (val_problems or train_problems)[:50] * (args.eval_problems > 0)
+    prompts = [encode_prompt(encoding, p, begin_token(encoding, model.config), chat) for p in asked]  # or is refused
+    fitting = [p for p, ids in zip(asked, prompts) if 0 < len(ids) < model.config.max_position_embeddings]
+    val_examples.sort(key=lambda example: len(example[0]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
     return Run(model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems)
+               len(val_examples), test_problems, fitting[: not test_problems], train_problems[0]["form"], noun, chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
     """Training, validation and test problems. Nothing is held out of the training file where validation is given."""
     path = Path(args.data)
     train_problems = load_problems(data_file(path, "train"))
-    val_file = Path(args.val) if args.val else path / "val.jsonl"
-    if args.val or val_file.is_file():
+    val_file = Path(args.val) if args.val else data_file(path, "val")
+    if args.val or path.is_dir() and val_file.is_file():
         val_problems = load_problems(val_file)
     else:  # the same problems for every seed
         order = torch.randperm(len(train_problems), generator=torch.Generator().manual_seed(0)).tolist()
@@ -295,16 +310,21 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
     return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
 
 
-def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[int]]]:
-    """Examples of the problems that have a solution and fit the context; the others are counted aloud."""
-    end, bos = end_tokens(encoding, config)[0], begin_token(encoding, config)
-    examples = [encode_example(encoding, p, end, bos) for p in problems if p["solution"].strip()]
-    fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
-    if len(examples) < len(problems):
-        print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: no solution to learn")
-    if len(fitting) < len(examples):
-        print(f"left out {len(examples) - len(fitting):,} of {len(problems):,} {name} problems: longer than the "
-              f"context of {config.max_position_embeddings} tokens")
+def encode_all(problems, name, encoding, config, chat=None, max_length=None, truncate=False) -> list[tuple]:
+    """Examples that have something to learn and fit the context, or max_length; what becomes of others is said."""
+    end, bos, context = end_tokens(encoding, config)[0], begin_token(encoding, config), config.max_position_embeddings
+    longest = min(max_length or context, context)
+    examples = [e for p in problems for e in encode_examples(encoding, p, end, bos, chat) or [([], [])]]
+    long = sum(len(ids) > longest for ids, _ in examples)
+    if truncate:
+        examples = [(ids[:longest], labels[:longest]) for ids, labels in examples]
+    learnt = [e for e in examples if any(label != -100 for label in e[1][1:])]
+    fitting = [e for e in learnt if len(e[0]) <= longest]
+    longer = f"longer than {'the context of' if longest == context else '--max-length'} {longest} tokens"
+    for count, what, why in ((truncate * long, "cut", longer), (len(learnt) - len(fitting), "left out", longer),
+                             (len(examples) - len(learnt), "left out", "no solution to learn")):
+        if count:
+            print(f"{what} {count:,} of {len(examples):,} {name}: {why}")
     return fitting
 
 
@@ -355,7 +375,7 @@ def announce(args, run: Run, method: Method) -> None:
     """The lines that say what will happen, with s."""
     dtype = str(run.dtype).removeprefix("torch.")
     print(f"base    {short(args.base)}, {run.base_parameters:,} parameters, on {run.device} in {dtype}")
-    print(f"data    {short(args.data)}, {len(run.examples):,} training and {run.n_val:,} validation problems")
+    print(f"data    {short(args.data)}, {len(run.examples):,} training and {run.n_val:,} validation {run.noun}")
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     if args.method == "full":
         print(f"method  full fine-tuning, {trainable:,} trainable parameters (100%)")
@@ -371,20 +391,20 @@ def announce(args, run: Run, method: Method) -> None:
     if method.first_step:
         print(f"step 1  moves the weights by rms(ΔW)/lr = {method.first_step:.2f}; full fine-tuning's is 1")
     update = min(args.batch_size * args.grad_accum, len(run.examples))
-    print(f"loop    AdamW, {args.steps} steps of {update} problems, {args.steps * update / len(run.examples):.3g} "
+    print(f"loop    AdamW, {args.steps} steps of {update} {run.noun}, {args.steps * update / len(run.examples):.3g} "
           f"epochs, peak learning rate {args.lr:g}", flush=True)
 
 
-def answer(run: Run, when: str) -> list[dict] | None:
-    """The graded answers to the test problems, and a line with their pass@1; None where there are no problems."""
-    if not run.problems:
-        return None
-    print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
+def answer(run: Run, when: str) -> list[dict]:
+    """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
+    if run.problems:
+        print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
     start = time.time()
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
-        records = solve(run.model, run.encoding, run.problems)
-    print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
+        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if run.problems else 64)
+    if run.problems:
+        print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
     return records
 
 
@@ -445,11 +465,11 @@ def save(args, run: Run, method: Method, folder: Path) -> None:
 
 def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, started: float) -> dict:
     """The results: run.json's, and what is printed."""
-    pass1 = [summarize(records)["pass1"] if records else None for records in (before, after)]
+    pass1 = [summarize(records)["pass1"] if run.problems else None for records in (before, after)]
     results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(run.problems),
                    val_loss_before=val_loss, val_loss_after=rows[-1]["val_loss"],
                    clipped=sum(row["clipped"] for row in rows) / len(rows), seconds=round(time.time() - started, 1))
-    if after:
+    if run.problems:
         found = summarize(after)
         whole = {name: found[name] for name in ("n", "pass1", "low", "high")}
         results["levels"] = {**found.get("level", {}), "all levels": whole}
@@ -498,24 +518,29 @@ def replace_run(new: Path, old: Path) -> None:
 def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
     """Losses, the table, one worked example, and where it all lies."""
     if results["val_loss_before"] is not None:
-        print(f"\nvalidation loss {results['val_loss_before']:.4f} → {results['val_loss_after']:.4f}", end="")
+        losses = results["val_loss_before"], results["val_loss_after"]
+        print("\nvalidation loss {:.4f} → {:.4f}".format(*losses), end="")
+        if not run.problems:
+            print(", perplexity {:.4g} → {:.4g}".format(*(math.exp(min(loss, 700)) for loss in losses)), end="")
     if args.grad_clip is not None:
         print(f"; {100 * results['clipped']:.0f}% of the steps were clipped", end="")
     print()
     if run.problems:
         print_table({"before": before, "after": after})
-        # The example is the first problem that was learnt, else the first of all.
+    if after:  # The example is the first problem that was learnt, else the first of all.
         i = next((i for i, (b, a) in enumerate(zip(before, after)) if a["correct"] > b["correct"]), 0)
-        for title, text in (("\nproblem", run.problems[i]["problem"]), ("  before", before[i]["completion"]),
-                            ("  after ", after[i]["completion"]), ("  gold  ", run.problems[i]["answer"])):
+        problem = (run.problems or run.shown)[i]
+        gold = problem["answer"] or problem["solution"]
+        for title, text in ((f"\n{run.noun[:-1]}", problem["problem"]), ("  before", before[i]["completion"]),
+                            ("  after ", after[i]["completion"]), ("  gold  ", gold)):
             print(title, printable(text.strip()))
     what = "model" if args.method == "full" else "adapter"
-    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
+    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all." + " To try next:" * (not run.shown))
 
 
-def print_next(args, argv: list[str], folder: Path) -> None:
+def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
-    if args.method != "full":
+    if args.method != "full" and not run.shown:
         command = ["python", "eval_pass1.py", "--adapter", short(folder)]
         if Path(args.base) != HERE / "data/base":
             command += ["--base", short(args.base)]

@@ -397,36 +397,32 @@ TURNS = {
 
 
 class Chat:
-    """Messages (role, content) → tokens by a folder's template, rendered in a sandbox as transformers does.
+    """Messages (role, content) → tokens by a folder's template, in a sandbox with what transformers shows to one.
 
-    A prompt is the same tomorrow: strftime_now tells 26 July 2024, as Llama 3.2's template does without it. Special
+    strftime_now tells 26 July 2024, as Llama 3.2's template does without it: a prompt is the same tomorrow. Special
     tokens in a message are only text. source: where the template is from. ValueError where it cannot be rendered.
     """
 
-    def __init__(self, folder: Path, encoding: Encoding, template, source: str, names: dict[str, str]):
-        self.folder, self.encoding, self.template, self.source, self.names = folder, encoding, template, source, names
+    def __init__(self, folder: Path, encoding: Encoding, template: str, source: str, names: dict[str, str]):
+        def raise_exception(message: str):
+            raise TemplateError(message)
+        self.folder, self.encoding, self.source, self.names = folder, encoding, source, names
         self.tokens = sorted(encoding.special_tokens_set, key=len, reverse=True)
         self.special = "|".join(map(re.escape, self.tokens)) or "(?!)"
         self.heads = sorted({token[0] for token in self.tokens})
-        self.sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(
-            self.read), extensions=["jinja2.ext.loopcontrols"])
+        # A {% generation %} block comes out between two marks: str.join as a filter puts them there.
+        self.sandbox = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], loader=FunctionLoader(
+                lambda _: re.sub(r"({%[-+]?\s*)(end)?generation\b", lambda tag: tag[1] + (
+                    "endfilter" if tag[2] else "filter generation(generation_marks)"), template)))
         self.sandbox.filters |= dict(tojson=functools.partial(json.dumps, ensure_ascii=False), generation=str.join)
         self.sandbox.globals |= dict(raise_exception=raise_exception, strftime_now=datetime(2024, 7, 26).strftime)
 
-    def read(self, _) -> str:
-        """The template; what is in a {% generation %} block comes out between two marks, as by str.join."""
-        text = self.template.decode() if isinstance(self.template, bytes) else self.template
-        if isinstance(text, list):  # several, by name
-            text = {entry["name"]: entry["template"] for entry in text}["default"]
-        text = re.sub(r"({%[-+]?\s*)generation\b", r"\1filter generation(generation_marks)", text)
-        return re.sub(r"({%[-+]?\s*)endgeneration\b", r"\1endfilter", text)
-
     def mark(self, messages: list[dict]) -> list[dict]:
-        """The messages, a stand-in for the first character of each special token in them. Sets marks: characters that
-        no message has, the stand-ins and three more."""
+        """The messages with stand-ins for what begins their special tokens. marks: these and 3 more unused letters."""
         said = json.dumps(messages, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        free = (chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)
-        self.marks = "".join(itertools.islice(free, len(self.heads) + 3))
+        unused = (chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)
+        self.marks = "".join(itertools.islice(unused, len(self.heads) + 3))
         hide = dict(zip(map(ord, self.heads), self.marks))
         messages = json.loads(re.sub(self.special, lambda token: token[0].translate(hide), said))
         return [{key: value for key, value in message.items() if value is not None} for message in messages]
@@ -434,9 +430,9 @@ class Chat:
     def render(self, messages: list[dict], prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The text, and begin and end of each {% generation %} block in it."""
         try:
-            text = self.sandbox.get_template("chat").render(
-                self.names, messages=messages, tools=None, documents=None, add_generation_prompt=prompt,
-                generation_marks=self.marks[-2:])
+            text = self.sandbox.get_template("chat").render(self.names | dict(
+                messages=messages, tools=None, documents=None, add_generation_prompt=prompt,
+                generation_marks=self.marks[-2:]))
         except Exception as error:  # a template is a stranger's program: it may fail in any way
             raise ValueError(f"{self.folder}: its chat template cannot be rendered ({error!r})") from None
         pieces = re.split(f"[{self.marks[-2:]}]", text)
@@ -448,14 +444,14 @@ class Chat:
         show = dict(zip(map(ord, self.marks), self.heads))
         if text == text.translate(show):
             return token_spans(self.encoding, text, special=True)
-        alone, after = (token_spans(self.encoding, before + "a", special=True) for before in ("", self.tokens[0]))
-        lead = "" if after[1][0] == alone[0][0] else "\n"  # SentencePiece may put a blank before the first piece alone
-        tokens, at = [], 0
+        first, later = (token_spans(self.encoding, token + "a", special=True) for token in ("", self.tokens[0]))
+        lead = "" if first[0][0] == later[1][0] else "\n"  # SentencePiece may put a blank before the first piece alone
+        skip, tokens, at = len(token_spans(self.encoding, lead)), [], 0
         for i, piece in enumerate(re.split(f"({self.special})", text)):
-            before = lead if i and not i % 2 else ""
-            spans = token_spans(self.encoding, before + piece.translate(show), special=i % 2 == 1)
-            tokens += [(token, at + begin - len(before), at + end - len(before))
-                       for token, begin, end in spans[len(token_spans(self.encoding, before)) :]]
+            plain = token_spans(self.encoding, lead * (i > 0) + piece.translate(show))[skip * (i > 0) :]
+            shift = at - len(lead) * (i > 0)
+            tokens += [(self.encoding.encode_single_token(piece), at, at + len(piece))] if i % 2 else [
+                (token, begin + shift, end + shift) for token, begin, end in plain]
             at += len(piece)
         return tokens
 
@@ -464,8 +460,8 @@ class Chat:
         return [token for token, _, _ in self.encode(self.render(self.mark(messages), prompt=True)[0])]
 
     def turn(self, messages: list[dict]) -> tuple[str, int]:
-        """The text of messages of which the last is the assistant's, and where in it the assistant begins: after the
-        turn's prompt; else, where the prompt is shown otherwise or is empty, with the content."""
+        """The text of messages, and where the last, the assistant's, begins in it: after its prompt; where the prompt
+        is empty or shown otherwise, with its content."""
         *before, last = messages
         text, prompt = self.render(messages)[0], self.render(before, prompt=True)[0] if before else self.marks[-3]
         if not text.startswith(prompt):
@@ -475,15 +471,14 @@ class Chat:
     def examples(self, messages: list[dict], start: int = 0) -> list[tuple[list[int], list[int]]]:
         """(ids, labels), labels[t] = ids[t] where it is learnt, else -100: the assistant's turns from messages[start].
 
-        Learnt are the template's {% generation %} blocks; without any, all that a turn puts after its prompt, as TRL
-        learns a completion: the token that ends it and ChatML's line feed after that. Where a turn is shown otherwise
-        once others follow, each turn is an example. What has nothing to learn is left out.
+        Learnt are {% generation %} blocks; in a template without them what a turn puts after its prompt, as TRL learns
+        a completion: with the token that ends it, and ChatML's line feed. Where turns are shown otherwise once others
+        follow, each is an example. Empty where nothing is learnt.
         """
         messages = self.mark(messages)
         text, spans = self.render(messages)
-        if spans:
-            parts = [(text, spans[len(self.render(messages[:start])[1]) if start else 0 :])]
-        else:
+        parts = [(text, spans[len(self.render(messages[:start])[1]) if start else 0 :])]
+        if not spans:
             turns = [self.turn(messages[: i + 1]) for i in range(start, len(messages))
                      if messages[i]["role"] == "assistant"]
             parts = [(shown, [(begin, len(shown))]) for shown, begin in turns]
@@ -491,16 +486,11 @@ class Chat:
                 parts = [(text, [span for _, (span,) in parts])]
         examples = []
         for text, spans in parts:
-            tokens = self.encode(text)
+            ids, begins, ends = zip(*self.encode(text))
             labels = [token if any(begin < last and end > first for first, last in spans) else -100
-                      for token, begin, end in tokens]
-            examples += [([token for token, _, _ in tokens], labels)] * (set(labels) != {-100})
+                      for token, begin, end in zip(ids, begins, ends)]
+            examples += [(list(ids), labels)] * (set(labels) != {-100})
         return examples
-
-
-def raise_exception(message: str):
-    """What templates call to refuse messages."""
-    raise TemplateError(message)
 
 
 def token_spans(encoding: Encoding, text: str, special: bool = False) -> list[tuple[int, int, int]]:
@@ -517,19 +507,22 @@ def token_spans(encoding: Encoding, text: str, special: bool = False) -> list[tu
 
 
 def load_chat(folder: str | Path, encoding: Encoding) -> Chat | None:
-    """The chat of a model folder: chat_template.jinja, tokenizer_config.json's, else by special tokens; or None."""
-    folder = Path(folder)
-    path, files = folder / "tokenizer_config.json", [folder / "additional_chat_templates/default.jinja",
-                                                     folder / "chat_template.jinja"]
-    config, named = (read_json(file) if file.is_file() else {} for file in (path, folder / "special_tokens_map.json"))
-    names = config | (named if "added_tokens_decoder" not in config else {})  # transformers' order
+    """The chat of a model folder: by its template file, tokenizer_config.json or special tokens; None without."""
+    paths = [Path(folder, name) for name in ("additional_chat_templates/default.jinja", "chat_template.jinja")]
+    config, named = (read_json(path) if path.is_file() else None for path in (
+        Path(folder, "tokenizer_config.json"), Path(folder, "special_tokens_map.json")))
+    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
+    template = guess if config is None else config.get("chat_template")
+    template = next((path.read_text("utf-8", "replace") for path in paths if path.is_file()), template)
+    if not template:
+        return None
+    if isinstance(template, list):  # several, by name
+        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+    names = (config or {}) | ({} if config and "added_tokens_decoder" in config else named or {})
     names = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()
              if name.endswith("_token") and isinstance(token, str | dict)}
-    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
-    source = next((file.read_bytes() for file in files if file.is_file()), config.get("chat_template")
-                  if path.is_file() else guess)
-    words = "guessed from the special tokens" if source is guess else "the folder's template"
-    return Chat(folder, encoding, source, words, names) if source else None
+    words = "guessed from the special tokens" if template is guess else "the folder's template"
+    return Chat(folder, encoding, template, words, names)
 
 
 def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding):

@@ -160,8 +160,8 @@ def real_folder(name, folder):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "qwen3", "llama3", "mistral"])
 def test_real_chats_give_transformers_ids_and_learnt_positions(tmp_path, name):
-    """200 conversations each. Qwen3 drops earlier thinking: several examples. TRL 1.16.0 learns ChatML's line feed after
-    <|im_end|>, too (sft_trainer.py: all after the prompt; qwen3_training.jinja: inside the marks), so it is learnt."""
+    """200 conversations each. Qwen3 drops earlier thinking: several examples. TRL 1.16.0 learns ChatML's line feed
+    after <|im_end|>, too (sft_trainer.py: all after the prompt; qwen3_training.jinja: inside the marks), so it is learnt."""
     chat, theirs = real_folder(name, tmp_path / "m")
     seen = compare(chat, theirs, 200)
     assert seen > 400 if name == "qwen3" else seen == 200
@@ -200,7 +200,8 @@ SNIPPETS = [
     "{% if tools is not none %}tools{% endif %}{{ tools }}", "{{ documents is defined }}{{ documents is none }}",
     "{{ tools is defined }}", "{{ strftime_now is defined }}", "{{ add_generation_prompt }}",
     "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 5 %}{% break %}{% endif %}{{ i }}"
-    "{% endfor %}", "{% generation %}a{% endgeneration %}b", "x\n  {%- generation -%} \n a \n {%- endgeneration %}\n  b",
+    "{% endfor %}", "{% generation %}a{% endgeneration %}b",
+    "x\n  {%- generation -%} \n a \n {%- endgeneration %}\n  b",
     "{% for m in messages %}\n  {% generation %}\n  {{ m.role }}\n  {% endgeneration %}\nend\n{% endfor %}",
     "{#- {% generation %} in a comment -#} x", "{{ bos_token }}|{{ eos_token }}", "{{ unk_token is defined }}",
     "{% set ns = namespace(n=1) %}{% set ns.n = 2 %}{{ ns.n }}{{ dict(a=1) }}", "{{ messages[0].content | upper }}",
@@ -323,12 +324,13 @@ def test_trl_prepares_the_same_examples(tmp_path, name, monkeypatch):
     for messages in conversations(theirs, 100):
         if their_tokens(theirs, messages)[1] == theirs.apply_chat_template(messages).input_ids:
             plain.append(messages)
+    assert len(plain) > 20
     rows = [dict(messages=m) if marked else dict(prompt=m[:-1], completion=m[-1:]) for m in plain]
     trainer = SimpleNamespace(chat_template=None, completion_only_loss=not marked, _tokenizer=theirs)
-    numbers = map(str, range(99))  # datasets names each step by a pickle of its function, which fails on some classes
+    numbers = map(str, range(99))  # datasets pickles each step's function for a name, and some classes refuse
     monkeypatch.setattr(datasets.fingerprint.Hasher, "hash", lambda *values: next(numbers))
-    args = SimpleNamespace(dataset_num_proc=None, assistant_only_loss=marked, dataset_text_field="text", max_length=None,
-                           shuffle_dataset=False)
+    args = SimpleNamespace(dataset_num_proc=None, assistant_only_loss=marked, dataset_text_field="text",
+                           max_length=None, shuffle_dataset=False)
     prepared = trl.SFTTrainer._prepare_dataset(trainer, datasets.Dataset.from_list(rows), theirs, args, False, None,
                                                "train")
     for messages, row in zip(plain, prepared, strict=True):

@@ -476,7 +476,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), seconds (since the
     start), and with drift the norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once.
     log: called with each row. autocast: compute dtype where the weights are float32 and the products should not be.
-    Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for such weights at last.
+    Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for such final weights.
     """
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]

@@ -3,8 +3,8 @@
     python experiments/curves.py out/a out/b           one colour a run; without names the newest five under out/
     python experiments/curves.py out/a out/b --drift   also signal, drift and their ratio, of runs made with --drift
 
-The training loss is a mean over the last steps, with each step's own faint behind it. A run that is not finished, or has
-diverged, is drawn as far as it came. Writes curves.png beside the first run's folder.
+The training loss is a mean over the last steps, with each step's own faint behind it. A run that is not finished, or
+has diverged, is drawn as far as it came. Writes curves.png beside the first run's folder.
 """
 
 import csv
@@ -29,12 +29,13 @@ def read_run(folder: Path) -> dict[str, list[float]]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         try:
+            names = reader.fieldnames or []
             for row in reader:
                 for name, cell in row.items():
                     columns.setdefault(name, []).append(math.nan if cell == "" else float(cell))
         except (ValueError, TypeError, csv.Error) as error:
             raise ValueError(f"{path}, line {reader.line_num}: no row of numbers ({error})") from None
-    if missing := {"step", "loss", "val_loss"} - {*(reader.fieldnames or [])}:
+    if missing := {"step", "loss", "val_loss"} - {*names}:
         raise ValueError(f"{path}: lacks the column {min(missing)}; train.py writes it")
     if not columns:
         raise ValueError(f"{path}: holds no step yet")
@@ -80,7 +81,7 @@ def picture(runs: dict[str, dict], drift: bool):
     others = dict(zip(DRIFT, rows[1].subplots(1, 3))) if drift else {}
     for ax in (steps, seconds, *others.values()):
         ax.set_yscale("log", nonpositive="mask")  # the drift of the first step is 0
-        ax.yaxis.set_major_formatter(LogFormatter())
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     handles = []
     for i, (name, columns) in enumerate(runs.items()):
@@ -122,13 +123,13 @@ def main():
         out = args.out or folders[0].resolve().parent / "curves.png"
         out.parent.mkdir(parents=True, exist_ok=True)
         fig = picture(runs, args.drift)
-        fig.savefig(out.with_name(out.name + ".tmp"), dpi=120, format=out.suffix[1:] or "png")
+        fig.savefig(out.with_name(out.name + ".tmp"), dpi=120, format=out.suffix[1:] or "png")  # whole, then in place
         os.replace(out.with_name(out.name + ".tmp"), out)
     except ModuleNotFoundError as error:
         parser.error(f"the pictures need it: pip install {error.name}")
     except (ValueError, OSError) as error:
         parser.error(error)
-    print(f"{len(runs)} runs in {os.path.relpath(out)}")
+    print(f"{len(runs)} run{'s' * (len(runs) > 1)} drawn in {os.path.relpath(out)}")
 
 
 if __name__ == "__main__":

@@ -106,14 +106,15 @@ def test_the_adapter_has_what_vllm_reads(finished):
     config = json.loads((finished / "adapter_config.json").read_text())
     assert config["r"] == 8 and config["lora_alpha"] == 256 * 8**0.5 and isinstance(config["target_modules"], list)
     assert not config.keys() & {"modules_to_save", "use_dora", "use_rslora", "bias", "rank_pattern", "alpha_pattern"}
-    tensors, linear = load_file(finished / "adapter_model.safetensors"), load_file(finished / "merged/model.safetensors")
+    tensors = load_file(finished / "adapter_model.safetensors")
+    linear = load_file(finished / "merged/model.safetensors")
     for name, tensor in tensors.items():
         head, layer, half, weight = name[: len(PREFIX)], *name[len(PREFIX) :].rsplit(".", 2)
         assert (head, weight) == (PREFIX, "weight") and half in ("lora_A", "lora_B")
         assert layer.split(".")[-1] in config["target_modules"]
         rows, columns = linear[f"{layer}.weight"].shape
         assert tensor.shape == ((8, columns) if half == "lora_A" else (rows, 8))
-    assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(config["target_modules"]) == GGUF.keys()  # every linear layer of a Llama
 
 
 # ---- llama.cpp's converters ------------------------------------------------------------------------------------------

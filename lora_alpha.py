@@ -472,11 +472,10 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     warmup: updates, a tenth of steps by default. grad_clip: largest gradient norm, None for no clipping. lr_ratio: B's
     learning rate over A's: LoRA+, which does what alpha does [derived; test_peers.py::test_lora_plus_is_lora_alpha].
     A row: step (from 1), loss (of the update's batch, before it), val_loss (after it, every eval_every updates and at
-    the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), and with drift the
-    norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once. log: called with each row.
-    autocast: compute dtype where the weights being trained are float32 and the products should not be.
-    Raises FloatingPointError at the first loss or gradient that is not finite, before the weights take it in, and for
-    weights that are not finite at the end.
+    the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), seconds (since the
+    start), and with drift the norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once.
+    log: called with each row. autocast: compute dtype where the weights are float32 and the products should not be.
+    Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for such final weights.
     """
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
@@ -491,10 +490,11 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0, lr_ratio=1.0)]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas, eps, fused=True)
     warmup = max(1, steps // 10) if warmup is None else warmup
-    columns = ("step loss val_loss lr grad_norm clipped tokens_per_s" + " signal drift drift_ratio" * drift).split()
+    columns = "step loss val_loss lr grad_norm clipped tokens_per_s seconds".split()
+    columns += ["signal", "drift", "drift_ratio"] * drift
     if metrics:
         Path(metrics).write_text(",".join(columns) + "\n")
-    rows, batches = [], iter(batches)
+    rows, batches, began = [], iter(batches), time.perf_counter()
     model.train()
     for step in range(1, steps + 1):
         start = time.perf_counter()
@@ -528,7 +528,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         optimizer.step()
 
         row = dict(step=step, loss=loss.item(), val_loss=None, lr=learning_rate(step, steps, lr, warmup),
-                   grad_norm=norm.item(), clipped=int(clipped),
+                   grad_norm=norm.item(), clipped=int(clipped), seconds=time.perf_counter() - began,
                    tokens_per_s=sum(idx.numel() for idx, _ in micro) / (time.perf_counter() - start))
         if drift:
             pairs = [signal_drift(A, B, layer.lora_A - A, layer.lora_B - B, layer.scaling)

@@ -315,7 +315,7 @@ def test_the_metrics_file_has_a_row_a_step(drift, val, tmp_path):
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         table = list(reader)
-    columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s"]
+    columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s", "seconds"]
     assert reader.fieldnames == columns + (["signal", "drift", "drift_ratio"] if drift else [])
     assert [int(row["step"]) for row in table] == [1, 2, 3, 4, 5, 6]
     for written, row in zip(table, rows, strict=True):
@@ -329,6 +329,8 @@ def test_the_metrics_file_has_a_row_a_step(drift, val, tmp_path):
         if drift:
             assert (row["drift"] > 0) == (row["step"] > 1)  # B = 0 gives A no gradient in the first step
             assert row["signal"] > 0 and row["drift_ratio"] == pytest.approx(row["drift"] / row["signal"])
+    seconds = [row["seconds"] for row in rows]
+    assert 0 < seconds[0] and seconds == sorted(set(seconds))  # since the start, ever later
     assert [row["val_loss"] != "" for row in table] == [val and step in (4, 6) for step in range(1, 7)]
 
 

@@ -2,10 +2,11 @@
 
     python train.py --rank 16                      LoRA-α on the small base and data/equations, two minutes on two cores
     python train.py --rank 16 --method lora        the same with the habit alpha = 2r
-    python train.py --base FOLDER --data FILE      a Llama folder, problems in MATH's or GSM8K's fields
-    python train.py merge --base FOLDER --adapter FOLDER --out FOLDER      folds an adapter into its base
+    python train.py --base MODEL --data FILE       a model folder or a hub name, problems in MATH's or GSM8K's fields
+    python train.py merge --adapter FOLDER --out FOLDER                    folds an adapter into its base
 
-Writes out/NAME/: the adapter in PEFT's format, metrics.csv (a line a step) and run.json (flags, origin, results).
+Writes out/NAME/: the adapter in PEFT's format, training.json (its base, how it is asked), metrics.csv (a line a step)
+and run.json (flags, origin, results).
 """
 
 import argparse
@@ -24,12 +25,13 @@ from pathlib import Path
 
 import torch
 
-from eval_pass1 import Parser, check_paths, plain_output, print_table, printable, solve, summarize
-from hf import (COPIED, copy_tokenizer, load_adapter, load_model, load_tokenizer, read_json, save_adapter, save_model,
-                write_json)
+from eval_pass1 import (Parser, base_sha256, check_paths, pick_base, plain_output, print_table, printable, solve,
+                        summarize)
+from hf import (COPIED, copy_tokenizer, layer_size, load_adapter, load_model, load_tokenizer, read_json, resolve,
+                save_adapter, save_model, targeted, write_json)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, train)
-from problems import Encoding, begin_token, data_file, encode_example, end_tokens, load_problems
+from problems import PROMPT, Encoding, begin_token, data_file, encode_example, end_tokens, load_problems
 
 HERE = Path(__file__).resolve().parent
 
@@ -48,7 +50,9 @@ def make_parser() -> Parser:
     method.add_argument("--alpha", type=float, metavar="A", help="alpha itself, in place of the method's rule")
     method.add_argument("--c", type=float, metavar="C", help="c of lora-alpha's rule alpha = c·√r (default: 256)")
     method.add_argument("--lr-ratio", type=float, metavar="K", help="B's learning rate over A's in lora+ (default: 16)")
-    method.add_argument("--targets", nargs="+", default=[ALL_LINEAR], metavar="T",
+    method.add_argument("--init", metavar="ADAPTER", help="adapter folder or name to go on training; rank, alpha, "
+                        "targets and dropout are its own")
+    method.add_argument("--targets", nargs="+", metavar="T",
                         help="layers to adapt: names (q_proj v_proj), or one regular expression for the whole path "
                              "(default: all-linear, every linear layer but lm_head)")
     method.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapters' input (default: 0)")
@@ -64,8 +68,8 @@ def make_parser() -> Parser:
     loop.add_argument("--seed", type=int, default=0, metavar="N", help="of A's init and the data's order (default: 0)")
 
     data = parser.add_argument_group("data and evaluation")
-    data.add_argument("--base", default=str(HERE / "data/base"), metavar="FOLDER",
-                      help="Hugging Face model folder (default: data/base)")
+    data.add_argument("--base", metavar="MODEL", help="model folder, or name on the Hugging Face hub (default: that of "
+                      "--init, else data/base)")
     data.add_argument("--data", default=str(HERE / "data/equations"), metavar="PATH",
                       help="folder with train.jsonl (val.jsonl, test.jsonl), or a JSONL file (default: data/equations)")
     data.add_argument("--val", metavar="FILE",
@@ -93,6 +97,13 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     """The parser, for errors found later, and the flags, checked each by itself and against each other."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    try:
+        if args.init is not None:
+            take_init(args, parser.given)
+    except (ValueError, OSError) as error:
+        parser.error(error)
+    args.base = args.base or str(HERE / "data/base")
+    args.targets = args.targets or ([ALL_LINEAR] if args.init is None else None)
     if args.lr is None:  # larger models are fine-tuned at smaller rates
         args.lr = 1e-3 if Path(args.base).resolve() == HERE / "data/base" else 2e-5
 
@@ -120,6 +131,24 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
         parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
     return parser, args
+
+
+def take_init(args, given: set[str]) -> None:
+    """The rank and dropout, and the base where none is given, of --init. ValueError for a flag that says otherwise."""
+    if args.method in ("pissa", "full"):
+        raise ValueError(f"--method {args.method} cannot go on from an adapter: leave out --init, or choose another")
+    folder = resolve(args.init, "--init")
+    config = read_json(folder / "adapter_config.json")
+    rank, alpha = layer_size({name: config.get(name) for name in ("r", "lora_alpha", "use_rslora")}, "")
+    dropout = config.get("lora_dropout") or 0.0
+    wanted = [("rank", args.rank, rank, "rank" in given), ("dropout", args.dropout, dropout, "dropout" in given)]
+    if args.rank == rank or "rank" not in given:
+        wanted.append(("alpha", method_alpha(args.method, rank, args.alpha, args.c), alpha, {"alpha", "c"} & given))
+    for name, asked, own, said in wanted:
+        if said and not math.isclose(asked, own):
+            raise ValueError(f"{name} {asked:g} is asked for, but --init {args.init} has {own:g}: leave the flag out")
+    args.rank, args.dropout = rank, dropout
+    args.base, _ = pick_base(args.base, {args.init: folder})
 
 
 # ---- The methods -----------------------------------------------------------------------------------------------------
@@ -184,6 +213,7 @@ def pissa_to_lora(model, start: dict[str, tuple]) -> None:
 class Run:
     """What is trained, on what, where. problems: the test problems of pass@1."""
 
+    base: Path  # its folder
     model: GPT
     encoding: Encoding
     device: torch.device
@@ -214,8 +244,9 @@ def main(argv=None):
         return merge(argv[1:])
     parser, args = parse_args(argv)
     try:  # everything that a user's mistake can break happens here, before anything is written
-        replaces = check_out(args)
-        run = load(args)
+        base = resolve(args.base, "--base")
+        replaces = check_out(args, base.resolve())
+        run = load(args, base)
         method = adapt(args, run.model)
         final, folder = claim_folder(args, replaces)
     except (ValueError, OSError, re.error) as error:
@@ -228,7 +259,7 @@ def main(argv=None):
     save(args, run, method, folder)
     after = answer(run, "after")
     if args.merge:
-        print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', args.base)}")
+        print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', base)}")
     results = summary(run, val_loss, rows, before, after, started)
     write_json(folder / "run.json", described(args, run, method, results))  # last: the mark of a finished run
     if folder != final:
@@ -237,12 +268,12 @@ def main(argv=None):
     print_next(args, argv, final)
 
 
-def check_out(args) -> bool:
+def check_out(args, base: Path) -> bool:
     """Whether --out holds a run that --overwrite is to replace. ValueError for a folder that must not be written to."""
-    check_paths(base=args.base, data=args.data, val=args.val)
+    check_paths(data=args.data, val=args.val)
     if not args.out:
         return False
-    out, base = Path(args.out), Path(args.base).resolve()
+    out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: it must be a folder")
     if args.overwrite and base.is_relative_to(out.resolve()):
@@ -256,7 +287,7 @@ def check_out(args) -> bool:
     return holds_run
 
 
-def load(args) -> Run:
+def load(args, base: Path) -> Run:
     """The base on its device, and the data as token ids."""
     try:
         device = torch.device(args.device)
@@ -265,16 +296,16 @@ def load(args) -> Run:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     train_problems, val_problems, test_problems = load_data(args)
-    encoding = load_tokenizer(args.base)
+    encoding = load_tokenizer(base)
     # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
-    model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
+    model = load_model(base, torch.float32 if args.method == "full" else dtype, device)
     examples = encode_all(train_problems, "training", encoding, model.config)
     val_examples = encode_all(val_problems, "validation", encoding, model.config)
     if not examples:
         raise ValueError(f"--data {args.data}: no problem is left to train on")
     val_examples.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
-    return Run(model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
+    return Run(base, model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
                len(val_examples), test_problems)
 
 
@@ -313,15 +344,22 @@ def adapt(args, model: GPT) -> Method:
     torch.manual_seed(args.seed)  # before A's init
     if args.method == "full":
         return Method()
-    targets = args.targets
-    if len(targets) == 1:  # names with commas, or else all-linear or a regular expression
+    targets, lr_ratio = args.targets, (args.lr_ratio or 16.0) if args.method == "lora+" else 1.0
+    if targets and len(targets) == 1:  # names with commas, or else all-linear or a regular expression
         targets = targets[0].split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", targets[0]) else targets[0]
     try:
+        if args.init is not None:  # its B is not 0: no ratio of the first step is known before, as with PiSSA
+            linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+            layers = lora_layers(load_adapter(model, resolve(args.init, "--init")))
+            if targets and layers.keys() != {n for n in linears if targeted({"target_modules": targets}, n)}:
+                raise ValueError(f"--targets {' '.join(args.targets)} are not the layers of --init {args.init}, which "
+                                 f"are {', '.join(sorted({name.split('.')[-1] for name in layers}))}: leave the flag out")
+            first = next(iter(layers.values()))
+            return Method(first.alpha, first.scaling, lr_ratio)
         alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
         inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
         s = lora_scaling(args.rank, alpha)
-        lr_ratio = (args.lr_ratio or 16.0) if args.method == "lora+" else 1.0
-        if args.method == "pissa":  # B is not 0 in it, so that no ratio of the first step is known before
+        if args.method == "pissa":
             return Method(alpha, s, lr_ratio, None, pissa_init(model))
         return Method(alpha, s, lr_ratio, first_step_ratio(model) * lr_ratio)
     except OverflowError:
@@ -364,6 +402,9 @@ def announce(args, run: Run, method: Method) -> None:
                                                          "pissa": "= r"}.get(args.method, "= 2r")
         if args.method == "rslora":
             rule = f"= {args.alpha or 16:g}·√{args.rank}"
+        if args.init is not None:
+            several = len({(x.rank, x.alpha) for x in lora_layers(run.model).values()}) > 1
+            rule = f"from {args.init}" + ", where layers differ" * several
         if args.method == "lora+":
             rule += f", B's learning rate {method.lr_ratio:g} times A's"
         print(f"method  {args.method}, rank {args.rank}, alpha {method.alpha:g} {rule}, s = alpha/r = {method.s:g}; "
@@ -436,11 +477,14 @@ def save(args, run: Run, method: Method, folder: Path) -> None:
     """The adapter, or with full fine-tuning the model; each file is renamed into place when it is whole."""
     if args.method == "full":
         save_model(run.model, folder)
-        copy_tokenizer(args.base, folder)
+        copy_tokenizer(run.base, folder)
         return
     if method.start:
         pissa_to_lora(run.model, method.start)
-    save_adapter(run.model, folder, base=os.path.abspath(args.base))
+    name = os.path.abspath(args.base) if Path(args.base).exists() else args.base
+    save_adapter(run.model, folder, base=name if os.path.isabs(name) else name.partition("@")[0])  # as PEFT has it
+    write_json(folder / "training.json",
+               dict(base=name, base_sha256=base_sha256(run.base), prompt=PROMPT, system=None))
 
 
 def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, started: float) -> dict:
@@ -485,7 +529,7 @@ def commit() -> str | None:
 
 def replace_run(new: Path, old: Path) -> None:
     """Moves a finished run's files into the folder of the one that it overwrites, whose own files go."""
-    ours = re.compile(r"run\.json|metrics\.csv|config\.json|adapter_.*|.*\.safetensors")
+    ours = re.compile(r"(run|training)\.json|metrics\.csv|config\.json|adapter_.*|.*\.safetensors")
     for path in old.iterdir():
         if COPIED.fullmatch(path.name) or ours.fullmatch(path.name):
             path.unlink()
@@ -517,13 +561,11 @@ def print_next(args, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
     if args.method != "full":
         command = ["python", "eval_pass1.py", "--adapter", short(folder)]
-        if Path(args.base) != HERE / "data/base":
-            command += ["--base", short(args.base)]
         tested = args.data if Path(args.data).is_dir() and data_file(args.data, "test").is_file() else args.val
         if tested and Path(tested) != HERE / "data/equations":
             command += ["--data", short(tested)]
         print(f"  {shlex.join(command)}")
-    if args.method == "lora-alpha" and args.out is args.alpha is args.c is None and "--method" not in argv:
+    if args.method == "lora-alpha" and args.out is args.alpha is args.c is args.init is None and "--method" not in argv:
         print(f"  {shlex.join(['python', 'train.py', *argv, '--method', 'lora'])}")
 
 
@@ -540,21 +582,23 @@ def merge(argv):
     """The command `python train.py merge`."""
     parser = Parser(prog="train.py merge", description="Folds a PEFT adapter into its base, W0 + s·B·A: a model folder "
                     "that transformers, vLLM and llama.cpp's converter take.")
-    parser.add_argument("--base", required=True, metavar="FOLDER", help="model folder; the merged one has its dtype")
-    parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder")
+    parser.add_argument("--base", metavar="MODEL", help="model folder or name on the Hugging Face hub; the merged one "
+                        "has its dtype (default: the one that the adapter was trained on)")
+    parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder or name")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
     args = parser.parse_args(argv)
     try:
-        check_paths(base=args.base, adapter=args.adapter)
         if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
             raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
-        model = load_adapter(load_model(args.base), args.adapter)
-        print(f"merged model in {args.out}: {save_merged(model, args.out, args.base)}")
+        adapter = resolve(args.adapter, "--adapter")
+        _, base = pick_base(args.base, {args.adapter: adapter})
+        model = load_adapter(load_model(base), adapter)
+        print(f"merged model in {args.out}: {save_merged(model, args.out, base)}")
     except (ValueError, OSError) as error:
         parser.error(error)
 
 
-def save_merged(model, folder: Path, base: str) -> str:
+def save_merged(model, folder: Path, base: Path) -> str:
     """Merges the adapters and writes the model folder, all but the weights as in the base's. Returns what changed."""
     layers = lora_layers(model).values()
     changed = sum(int((layer.merged_weight() != layer.base.weight).sum()) for layer in layers)

@@ -5,8 +5,7 @@
     python train.py --base MODEL --data FILE       a model folder or a hub name, problems in MATH's or GSM8K's fields
     python train.py merge --adapter FOLDER --out FOLDER                    folds an adapter into its base
 
-Writes out/NAME/: the adapter in PEFT's format, training.json (its base, how it is asked), metrics.csv (a line a step)
-and run.json (flags, origin, results).
+Writes out/NAME/: a PEFT adapter with training.json (its base and prompt), metrics.csv, run.json (flags and results).
 """
 
 import argparse
@@ -43,15 +42,13 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     method = parser.add_argument_group("method")
     method.add_argument("--method", choices=["lora-alpha", "lora", "rslora", "lora+", "pissa", "full"],
-                        default="lora-alpha", help="alpha = c·√r | 2r | s = alpha/√r (alpha 16) | 2r, and a larger "
-                        "learning rate for B | r, from W0's principal singular vectors | full fine-tuning (default: "
-                        "lora-alpha)")
+                        default="lora-alpha", help="alpha = c·√r (default) | 2r | s = 16/√r | 2r, B at a larger rate | "
+                        "r, from W0's principal singular vectors | full fine-tuning")
     method.add_argument("--rank", type=int, default=16, metavar="R", help="rank r of every adapter (default: 16)")
     method.add_argument("--alpha", type=float, metavar="A", help="alpha itself, in place of the method's rule")
     method.add_argument("--c", type=float, metavar="C", help="c of lora-alpha's rule alpha = c·√r (default: 256)")
     method.add_argument("--lr-ratio", type=float, metavar="K", help="B's learning rate over A's in lora+ (default: 16)")
-    method.add_argument("--init", metavar="ADAPTER", help="adapter folder or name to go on training; rank, alpha, "
-                        "targets and dropout are its own")
+    method.add_argument("--init", metavar="ADAPTER", help="adapter to go on training, with its rank, alpha and targets")
     method.add_argument("--targets", nargs="+", metavar="T",
                         help="layers to adapt: names (q_proj v_proj), or one regular expression for the whole path "
                              "(default: all-linear, every linear layer but lm_head)")
@@ -68,25 +65,19 @@ def make_parser() -> Parser:
     loop.add_argument("--seed", type=int, default=0, metavar="N", help="of A's init and the data's order (default: 0)")
 
     data = parser.add_argument_group("data and evaluation")
-    data.add_argument("--base", metavar="MODEL", help="model folder, or name on the Hugging Face hub (default: that of "
-                      "--init, else data/base)")
+    data.add_argument("--base", metavar="MODEL", help="model folder or name on the hub (default: data/base)")
     data.add_argument("--data", default=str(HERE / "data/equations"), metavar="PATH",
                       help="folder with train.jsonl (val.jsonl, test.jsonl), or a JSONL file (default: data/equations)")
-    data.add_argument("--val", metavar="FILE",
-                      help="validation problems (default: the folder's val.jsonl, else up to 300 held out)")
-    data.add_argument("--eval-every", type=int, metavar="N",
-                      help="updates between validation losses (default: a quarter of the steps)")
-    data.add_argument("--eval-problems", type=int, default=500, metavar="N",
-                      help="test problems for pass@1, from the first; 0 for no pass@1 (default: 500)")
+    data.add_argument("--val", metavar="FILE", help="(default: the folder's val.jsonl, else up to 300 held out)")
+    data.add_argument("--eval-every", type=int, metavar="N", help="updates between losses on it (default: steps / 4)")
+    data.add_argument("--eval-problems", type=int, default=500, metavar="N", help="for pass@1, or 0 (default: 500)")
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="FOLDER", help="where the run goes (default: the next free name under out/)")
     run.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
-    run.add_argument("--merge", action="store_true",
-                     help="also write the merged model, a Hugging Face folder, as OUT/merged")
+    run.add_argument("--merge", action="store_true", help="also write the merged model folder, as OUT/merged")
     run.add_argument("--drift", action="store_true", help="also log signal, drift and their ratio at every step")
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... "
-                     "(default: cuda where there is one)")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: a GPU's)")
     run.add_argument("--dtype", choices=["float32", "bfloat16"],
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
@@ -97,15 +88,6 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     """The parser, for errors found later, and the flags, checked each by itself and against each other."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
-        if args.init is not None:
-            take_init(args, parser.given)
-    except (ValueError, OSError) as error:
-        parser.error(error)
-    args.base = args.base or str(HERE / "data/base")
-    args.targets = args.targets or ([ALL_LINEAR] if args.init is None else None)
-    if args.lr is None:  # larger models are fine-tuned at smaller rates
-        args.lr = 1e-3 if Path(args.base).resolve() == HERE / "data/base" else 2e-5
 
     def flag(name):
         return f"--{name.replace('_', '-')} {getattr(args, name)}"
@@ -130,25 +112,33 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
         parser.error(f"--lr-ratio belongs to --method lora+, not to {args.method}")
     if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
         parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
+    if args.init is not None:
+        take_init(parser, args)
+    args.base, args.targets = args.base or str(HERE / "data/base"), args.targets or [ALL_LINEAR] * (args.init is None)
+    if args.lr is None:  # larger models are fine-tuned at smaller rates
+        args.lr = 1e-3 if Path(args.base).resolve() == HERE / "data/base" else 2e-5
     return parser, args
 
 
-def take_init(args, given: set[str]) -> None:
-    """The rank and dropout, and the base where none is given, of --init. ValueError for a flag that says otherwise."""
-    if args.method in ("pissa", "full"):
-        raise ValueError(f"--method {args.method} cannot go on from an adapter: leave out --init, or choose another")
-    folder = resolve(args.init, "--init")
-    config = read_json(folder / "adapter_config.json")
-    rank, alpha = layer_size({name: config.get(name) for name in ("r", "lora_alpha", "use_rslora")}, "")
-    dropout = config.get("lora_dropout") or 0.0
-    wanted = [("rank", args.rank, rank, "rank" in given), ("dropout", args.dropout, dropout, "dropout" in given)]
-    if args.rank == rank or "rank" not in given:
-        wanted.append(("alpha", method_alpha(args.method, rank, args.alpha, args.c), alpha, {"alpha", "c"} & given))
-    for name, asked, own, said in wanted:
-        if said and not math.isclose(asked, own):
-            raise ValueError(f"{name} {asked:g} is asked for, but --init {args.init} has {own:g}: leave the flag out")
-    args.rank, args.dropout = rank, dropout
-    args.base, _ = pick_base(args.base, {args.init: folder})
+def take_init(parser: Parser, args) -> None:
+    """Rank, dropout and, where none is given, the base of the adapter --init. A flag that says otherwise is refused."""
+    try:
+        if args.method in ("pissa", "full"):
+            raise ValueError(f"--method {args.method} begins anew: leave out --init, or choose another method")
+        folder = resolve(args.init, "--init")
+        config = read_json(folder / "adapter_config.json")
+        rank, alpha = layer_size({name: config.get(name) for name in ("r", "lora_alpha", "use_rslora")}, "")
+        own = {"rank": rank, "alpha": alpha, "dropout": config.get("lora_dropout") or 0.0}
+        asked = {name: getattr(args, name) for name in ("rank", "dropout") if name in parser.given}
+        if {"alpha", "c"} & parser.given:
+            asked["alpha"] = method_alpha(args.method, rank, args.alpha, args.c)
+        for name, value in asked.items():
+            if not math.isclose(value, own[name]):
+                raise ValueError(f"{name} {value:g} is asked for, --init {args.init} has {own[name]:g}: leave it out")
+        args.rank, args.dropout = rank, own["dropout"]
+        args.base, _ = pick_base(args.base, {args.init: folder})
+    except (ValueError, OSError) as error:
+        parser.error(error)
 
 
 # ---- The methods -----------------------------------------------------------------------------------------------------
@@ -168,8 +158,8 @@ def method_alpha(method: str, rank: int, alpha: float | None, c: float | None) -
 def first_step_ratio(model) -> float:
     """rms(ΔW)/lr of Adam's first step, over all adapted weights; full fine-tuning's is 1 [derived].
 
-    That step makes every entry of B ±lr, so each row of ΔW = s·B·A has the mean square (s·lr)²·‖A‖²/in: by A's
-    initialisation, a ratio of (alpha/√r)/√(3·in). Checked by test_lora.py::test_first_step_matches_the_prediction.
+    It makes every entry of B ±lr, so each row of ΔW = s·B·A has the mean square (s·lr)²·‖A‖²/in: by A's initialisation,
+    a ratio of (alpha/√r)/√(3·in). Checked by test_lora.py::test_first_step_matches_the_prediction.
     """
     layers = lora_layers(model).values()
     squares = sum(layer.base.out_features * (layer.scaling * layer.lora_A.norm().item()) ** 2 for layer in layers)
@@ -180,7 +170,7 @@ def first_step_ratio(model) -> float:
 def pissa_init(model) -> dict[str, tuple]:
     """PiSSA (Meng et al. 2024): the r principal singular directions of W0 move from the base into A and B.
 
-    W0 - s·B·A stays frozen, in W0's dtype, and the sum is still W0. Returns {layer: (W0, A, B)}, for pissa_to_lora.
+    W0 - s·B·A stays frozen, in W0's dtype. Returns {layer: (W0, A, B)}, for pissa_to_lora.
     """
     start = {}
     for name, layer in lora_layers(model).items():
@@ -349,13 +339,12 @@ def adapt(args, model: GPT) -> Method:
         targets = targets[0].split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", targets[0]) else targets[0]
     try:
         if args.init is not None:  # its B is not 0: no ratio of the first step is known before, as with PiSSA
-            linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+            linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
             layers = lora_layers(load_adapter(model, resolve(args.init, "--init")))
             if targets and layers.keys() != {n for n in linears if targeted({"target_modules": targets}, n)}:
-                raise ValueError(f"--targets {' '.join(args.targets)} are not the layers of --init {args.init}, which "
-                                 f"are {', '.join(sorted({name.split('.')[-1] for name in layers}))}: leave the flag out")
-            first = next(iter(layers.values()))
-            return Method(first.alpha, first.scaling, lr_ratio)
+                own = " ".join(sorted({name.split(".")[-1] for name in layers}))
+                raise ValueError(f"--targets {' '.join(args.targets)}: --init {args.init} has {own}: leave it out")
+            return next(Method(layer.alpha, layer.scaling, lr_ratio) for layer in layers.values())
         alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
         inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
         s = lora_scaling(args.rank, alpha)
@@ -403,8 +392,7 @@ def announce(args, run: Run, method: Method) -> None:
         if args.method == "rslora":
             rule = f"= {args.alpha or 16:g}·√{args.rank}"
         if args.init is not None:
-            several = len({(x.rank, x.alpha) for x in lora_layers(run.model).values()}) > 1
-            rule = f"from {args.init}" + ", where layers differ" * several
+            rule = f"from {args.init}"
         if args.method == "lora+":
             rule += f", B's learning rate {method.lr_ratio:g} times A's"
         print(f"method  {args.method}, rank {args.rank}, alpha {method.alpha:g} {rule}, s = alpha/r = {method.s:g}; "
@@ -452,11 +440,7 @@ class Progress:
     def __init__(self, steps: int):
         self.steps, self.start, self.val = steps, time.time(), ""
         self.terminal = sys.stdout.isatty()
-        self.full, self.empty = "━─"
-        try:
-            "━─".encode(sys.stdout.encoding or "ascii")
-        except UnicodeEncodeError:
-            self.full, self.empty = "#."
+        self.full, self.empty = "━─" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
 
     def __call__(self, row: dict) -> None:
         step = row["step"]
@@ -483,8 +467,8 @@ def save(args, run: Run, method: Method, folder: Path) -> None:
         pissa_to_lora(run.model, method.start)
     name = os.path.abspath(args.base) if Path(args.base).exists() else args.base
     save_adapter(run.model, folder, base=name if os.path.isabs(name) else name.partition("@")[0])  # as PEFT has it
-    write_json(folder / "training.json",
-               dict(base=name, base_sha256=base_sha256(run.base), prompt=PROMPT, system=None))
+    training = dict(base=name, base_sha256=base_sha256(run.base), prompt=PROMPT, system=None)
+    write_json(folder / "training.json", training)
 
 
 def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, started: float) -> dict:
@@ -502,14 +486,13 @@ def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, s
 
 def described(args, run: Run, method: Method, results: dict) -> dict:
     """run.json: the flags, what they came to, and what a result needs beside them to be found again."""
-    packages = ["torch", "numpy", "tiktoken", "tokenizers", "safetensors"]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages, gpu = ["torch", "numpy", "tiktoken", "tokenizers", "safetensors"], torch.cuda.is_available()
     return {**vars(args), "alpha": method.alpha, "s": method.s, "lr_ratio": method.lr_ratio,
             "first_step_ratio": method.first_step, "dtype": str(run.dtype).removeprefix("torch."),
             "n_train": len(run.examples), "n_val": run.n_val,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "machine": dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
-                            threads=torch.get_num_threads()),
+            "machine": dict(platform=platform.platform(), processor=platform.machine(),
+                            gpu=torch.cuda.get_device_name() if gpu else None, threads=torch.get_num_threads()),
             "commit": commit(), "results": results}
 
 
@@ -520,7 +503,6 @@ def commit() -> str | None:
             return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):  # no git, no repository, or not in it
             return None
-
     if not git("ls-files", "--error-unmatch", "train.py", "lora_alpha.py"):
         return None
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
@@ -553,8 +535,8 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
         for title, text in (("\nproblem", run.problems[i]["problem"]), ("  before", before[i]["completion"]),
                             ("  after ", after[i]["completion"]), ("  gold  ", run.problems[i]["answer"])):
             print(title, printable(text.strip()))
-    what = "model" if args.method == "full" else "adapter"
-    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
+    print(f"\n{'model' if args.method == 'full' else 'adapter'} in {short(folder)}, {results['seconds']:.0f} s in all. "
+          "To try next:")
 
 
 def print_next(args, argv: list[str], folder: Path) -> None:
@@ -582,8 +564,7 @@ def merge(argv):
     """The command `python train.py merge`."""
     parser = Parser(prog="train.py merge", description="Folds a PEFT adapter into its base, W0 + s·B·A: a model folder "
                     "that transformers, vLLM and llama.cpp's converter take.")
-    parser.add_argument("--base", metavar="MODEL", help="model folder or name on the Hugging Face hub; the merged one "
-                        "has its dtype (default: the one that the adapter was trained on)")
+    parser.add_argument("--base", metavar="MODEL", help="model folder or hub name (default: that of its training)")
     parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder or name")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
     args = parser.parse_args(argv)

@@ -22,7 +22,7 @@ FAST = ["--batch-size", 4, "--steps", 2, "--eval-problems", 0]
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """hub(name, folder, *left_out): puts a folder into an empty cache of the hub, laid out as it lays it out. hub.calls:
+    """hub(name, folder, *left_out): puts a folder into an empty cache, laid out as the hub does. hub.calls:
     the calls that would need the network, each of which fails for want of one."""
     cache, download = tmp_path / "cache", huggingface_hub.snapshot_download
 
@@ -123,7 +123,8 @@ def response(status=401):
     (lambda: errors.HfHubHTTPError("busy\nnow", response=response(503)), "cannot be downloaded (busy now)"),
     (lambda: errors.LocalEntryNotFoundError("x"), "cannot be reached"), (lambda: OSError(28, "No space"), "No space"),
     (lambda: ImportError("huggingface_hub"), "pip install")])
-@pytest.mark.parametrize("script, flag", [(train, "base"), (train, "init"), (eval_pass1, "base"), (eval_pass1, "adapter")])
+@pytest.mark.parametrize("script, flag", [(train, "base"), (train, "init"), (eval_pass1, "base"),
+                                          (eval_pass1, "adapter")])
 def test_what_the_hub_says_is_one_line(script, flag, error, word, hub, toy, command, tmp_path):
     hub.error = error()
     done = command(script, f"--{flag}", "org/absent", cwd=tmp_path, base=toy.base)
@@ -203,13 +204,14 @@ def test_adapters_of_different_bases_want_a_base(toy, adapter, command, tmp_path
     refused(command(eval_pass1, *flags, cwd=tmp_path), "different bases", str(toy.base), "give one with --base")
 
 
-def test_a_base_that_is_gone(toy, adapter, command, tmp_path):
+def test_a_base_that_is_gone(toy, adapter, command, tmp_path, capsys):
     """data/base where its weights are the adapter's, or where nothing is known; else one line."""
     place = adapter("/nowhere/base")
     digest = eval_pass1.base_sha256(train.HERE / "data/base")
     for known, word in ((digest, "with the same weights"), (None, "here it is on")):
         (place / "training.json").write_text(json.dumps(dict(base="/nowhere/base", base_sha256=known)))
         assert str(eval_pass1.pick_base(None, {"a": place})[1]).endswith("data/base")
+        assert word in capsys.readouterr().out
     (place / "training.json").write_text(json.dumps(dict(base="/nowhere/base", base_sha256="0" * 64)))
     refused(command(eval_pass1, "--adapter", place, cwd=tmp_path), "--base is not given", "/nowhere/base")
 

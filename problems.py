@@ -535,6 +535,14 @@ def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding):
     return chat
 
 
+def asking(problems: list[dict]) -> dict:
+    """How these problems put their question: prompt, of a protocol, and the system message that all their chats share."""
+    systems = {turns[0]["content"] if turns[0]["role"] == "system" else None
+               for turns in (problem.get("messages", [dict(role=None)]) for problem in problems)}
+    return dict(prompt={"problem": PROMPT, "messages": "chat"}.get(problems[0]["form"], "{problem}"),
+                system=systems.pop() if len(systems) == 1 else None)
+
+
 def encode_prompt(encoding: Encoding, problem: dict, bos: int | None = None, chat=None) -> list[int]:
     """The tokens of what is asked, the same in training and evaluation. Special tokens in a problem are just text."""
     form = problem.get("form", "problem")

@@ -536,7 +536,7 @@ def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding):
 
 
 def asking(problems: list[dict]) -> dict:
-    """How these problems put their question: prompt, of a protocol, and the system message that all their chats share."""
+    """How these problems put their question: the prompt, and the system message that all their chats share."""
     systems = {turns[0]["content"] if turns[0]["role"] == "system" else None
                for turns in (problem.get("messages", [dict(role=None)]) for problem in problems)}
     return dict(prompt={"problem": PROMPT, "messages": "chat"}.get(problems[0]["form"], "{problem}"),

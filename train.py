@@ -2,7 +2,7 @@
 
     python train.py --rank 16                      LoRA-α on the small base and data/equations, two minutes on two cores
     python train.py --rank 16 --method lora        the same with the habit alpha = 2r
-    python train.py --base MODEL --data FILE       a model folder or hub name, your data (data/README.md lists its kinds)
+    python train.py --base MODEL --data FILE       a model folder or hub name; data/README.md lists the kinds of data
     python train.py merge --adapter FOLDER --out FOLDER                    folds an adapter into its base
 
 Writes out/NAME/: a PEFT adapter with training.json (its base and prompt), metrics.csv, run.json (flags and results).

@@ -161,7 +161,7 @@ def real_folder(name, folder):
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "qwen3", "llama3", "mistral"])
 def test_real_chats_give_transformers_ids_and_learnt_positions(tmp_path, name):
     """200 conversations each. Qwen3 drops earlier thinking: several examples. TRL 1.16.0 learns ChatML's line feed
-    after <|im_end|>, too (sft_trainer.py: all after the prompt; qwen3_training.jinja: inside the marks): learnt here."""
+    after <|im_end|>, too (sft_trainer.py: all after the prompt; qwen3_training.jinja: in the marks): learnt here."""
     chat, theirs = real_folder(name, tmp_path / "m")
     seen = compare(chat, theirs, 200)
     assert seen > 400 if name == "qwen3" else seen == 200

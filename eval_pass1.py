@@ -2,6 +2,7 @@
 
     python eval_pass1.py                           the base and the newest adapter under out/, on data/equations
     python eval_pass1.py --adapter out/NAME --data FOLDER_OR_FILE --prompt PROTOCOL
+    python eval_pass1.py --ask "Solve 3x + 4 = 19."       what the base and the newest adapter answer; - reads questions
     python eval_pass1.py --regrade FILE            grades stored answers anew, without a model
 
 Answers are graded exactly; problems are the unit of every interval (Miller 2024, "Adding Error Bars to Evals").
@@ -12,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import random
 import sys
 import time
 import unicodedata
@@ -25,7 +25,7 @@ import torch
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
 from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, encode_prompt,
+from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw, encode_prompt,
                       end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
@@ -273,6 +273,27 @@ def plain_output() -> None:
             stream.reconfigure(errors="replace")
 
 
+class Progress:
+    """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file."""
+
+    def __init__(self, what: str, size: int):
+        self.what, self.size, self.start, self.shown = what, size, time.time(), 0
+        self.terminal = sys.stdout.isatty()
+        self.full, self.empty = "━─" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
+
+    def __call__(self, done: int, text: str = "", always: bool = False) -> None:
+        """always: a line in a log file, too."""
+        tenth, last = 10 * done // self.size, done == self.size
+        if self.terminal or always or last or tenth > self.shown:
+            left = (time.time() - self.start) / max(1, done) * (self.size - done)
+            bar = self.full * (20 * done // self.size)
+            line = (f"{self.what} {done:>{len(str(self.size))}}/{self.size} {bar:{self.empty}<20} {text}"
+                    f"{left // 60:.0f}:{left % 60:02.0f} left")
+            end = "" if self.terminal and not last else "\n"
+            print(f"\r{line:<100}" if self.terminal else line, end=end, flush=True)
+        self.shown = tenth
+
+
 def printable(text: str) -> str:
     """The text with control characters as their escapes: what a model wrote must not steer the terminal."""
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else repr(c)[1:-1] for c in text)
@@ -287,6 +308,8 @@ def make_parser() -> Parser:
     what.add_argument("--data", metavar="PATH", help="folder with test.jsonl or test.csv, or a JSONL or CSV file, of a "
                       "kind in data/README.md (default: the adapter's folder, else data/equations)")
     what.add_argument("--kind", choices=KINDS, help="how answers are graded (default: told by the fields)")
+    what.add_argument("--ask", metavar="QUESTION", help="print the answers to it, in the words of the adapter's "
+                      "training; - for a question a line from standard input")
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
     ask.add_argument("--prompt", metavar="P",
@@ -315,6 +338,11 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     for name, low in dict(limit=1, max_new_tokens=1, samples=1, few_shot=0).items():
         if getattr(args, name) is not None and getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: want {low} or more")
+    for name in ("data", "kind", "limit", "few_shot", "few_shot_from", "k", "out", "regrade"):
+        if args.ask is not None and getattr(args, name) not in (None, []):
+            parser.error(f"--ask QUESTION grades nothing: leave out --{name.replace('_', '-')}")
+    if args.ask is not None and not args.ask.strip():
+        parser.error("--ask: the question is empty")
     if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size) > 0):
         parser.error(f"--batch-size {args.batch_size}: want auto, or 1 or more")
     if not (0 <= args.temperature < math.inf and 0 < args.top_p <= 1):
@@ -487,6 +515,9 @@ def main(argv=None):
         adapters = pick_adapters(args)
         folders = {name: folder for name, folder in adapters.items() if folder}
         args.base, base = pick_base(args.base, folders)
+        if args.ask is not None:
+            ask(args, base, adapters)
+            return
         args.data = args.data or pick_data(folders)
         model, encoding, asked = load(args, base)
         for folder in folders.values():
@@ -523,9 +554,7 @@ def pick_adapters(args) -> dict[str, Path | None]:
 def load(args, base: Path) -> tuple[GPT, Encoding, Asked]:
     """The base and its tokenizer, and what it is to be asked."""
     every = load_tests(args.data, args.kind)
-    problems = every
-    if args.limit is not None and args.limit < len(every):
-        problems = [every[i] for i in sorted(random.Random(args.seed).sample(range(len(every)), args.limit))]
+    problems = draw(every, args.limit, args.seed)
     protocol = Protocol(args.prompt, problems[0]["kind"], problems[0]["form"])
     protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
     max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
@@ -578,6 +607,7 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
     """The graded records of one adapter, those that --out holds already among them."""
     records = [record for record in samples.records if record["adapter"] == adapter]
     done = {(record["id"], record["sample"]) for record in records}
+    progress = Progress(printable("base" if adapter == "none" else adapter), len(asked.prompts) * args.samples)
     if folder:
         load_adapter(model, folder)
     for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
@@ -586,12 +616,63 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
         batch = [{"id": record.pop("id"), "adapter": adapter, **record} for record in batch]
         samples.add(batch)
         records += batch
-        if sys.stdout.isatty():
-            print(f"\r{printable(adapter)}: {len(records)} of {len(asked.prompts) * args.samples}", end="", flush=True)
-    if sys.stdout.isatty():
-        print("\r" + " " * (len(adapter) + 30), end="\r")
+        progress(len(records))
     remove_lora(model)
     return records
+
+
+# ---- Ask -------------------------------------------------------------------------------------------------------------
+
+
+def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
+    """Prints the answers of the base and of each adapter to --ask, or to each line of standard input."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
+    trained = {name: training_of(folder) for name, folder in adapters.items() if folder}
+    words = {name: wording(args.prompt, trained.get(name) or next(iter(trained.values()), {})) for name in adapters}
+    chat = chat_for([], base, encoding, needed=any(protocol.chat for protocol in words.values()))
+    for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
+        for name, folder in adapters.items():
+            if folder:
+                load_adapter(model, folder)
+            print(f"\n{printable('base' if name == 'none' else name)}:", flush=True)
+            print_answers(args, model, encoding, question.strip(), words[name], chat)
+            remove_lora(model)
+
+
+def wording(prompt: str | None, training: dict) -> Protocol:
+    """--prompt, else the words of an adapter's training, else those of train.py's default."""
+    protocol = Protocol(prompt or training.get("prompt"), "math")
+    protocol.system = None if prompt else training.get("system")
+    return protocol
+
+
+def print_answers(args, model: GPT, encoding: Encoding, question: str, protocol: Protocol, chat) -> None:
+    """--samples answers, one after the other; on a terminal as they are generated."""
+    prompt = protocol.encode(encoding, dict(problem=question), begin_token(encoding, model.config), chat)
+    ends, most = end_tokens(encoding, model.config, protocol.chat), args.max_new_tokens or protocol.max_new_tokens
+    generator = torch.Generator().manual_seed(args.seed)
+    for _ in range(args.samples):
+        tokens, shown = [], 0
+
+        def show(_, token):
+            nonlocal shown
+            tokens.append(token)
+            if not sys.stdout.isatty() and token is not None:
+                return
+            text = decode(encoding, [token for token in tokens if token not in (None, *ends)])
+            text, invented, _ = text.partition(protocol.cut) if protocol.cut else (text, "", "")
+            if not invented and token is not None:  # a character may be in two tokens, a next problem may begin
+                text = text.rstrip("\ufffd")[: -len(protocol.cut) or None]
+            text = printable(text.lstrip())
+            print(text[shown:], end="", flush=True)
+            shown = max(shown, len(text))
+            if token is None:
+                ended = invented or tokens[-2:-1] and tokens[-2] in ends
+                print("" if ended else f" [cut off after {len(tokens) - 1} tokens]")
+
+        model.generate([prompt], most, ends, args.temperature, args.top_p, generator, show)
+        show(0, None)  # the rest
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ from pathlib import Path
 
 import torch
 
-from eval_pass1 import (Parser, base_sha256, check_paths, pick_base, plain_output, print_table, printable, solve,
-                        summarize)
+from eval_pass1 import (Parser, Progress, base_sha256, check_paths, pick_base, plain_output, print_table, printable,
+                        solve, summarize)
 from hf import (COPIED, copy_tokenizer, layer_size, load_adapter, load_model, load_tokenizer, read_json, resolve,
                 save_adapter, save_model, targeted, write_json)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, train)
-from problems import (Encoding, asking, begin_token, chat_for, data_file, encode_examples, encode_prompt, end_tokens,
-                      load_problems)
+from problems import (Encoding, asking, begin_token, chat_for, data_file, draw, encode_examples, encode_prompt,
+                      end_tokens, load_problems)
 
 HERE = Path(__file__).resolve().parent
 
@@ -218,6 +218,7 @@ class Run:
     val_batches: list[tuple]
     n_val: int
     problems: list[dict]
+    n_tests: int  # of which the problems are drawn
     shown: list[dict]
     asked: dict  # how a question is put: training.json's prompt and system
     noun: str  # what they are called
@@ -294,7 +295,8 @@ def load(args, base: Path) -> Run:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    train_problems, val_problems, test_problems = load_data(args)
+    train_problems, val_problems, tests = load_data(args)
+    test_problems = draw(tests, args.eval_problems)  # the same for every seed
     encoding = load_tokenizer(base)
     # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
     model = load_model(base, torch.float32 if args.method == "full" else dtype, device)
@@ -311,7 +313,8 @@ def load(args, base: Path) -> Run:
     val_examples.sort(key=lambda example: len(example[0]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
     return Run(base, model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems, fitting[: not test_problems], asking(train_problems), noun, chat)
+               len(val_examples), test_problems, len(tests), fitting[: not test_problems], asking(train_problems), noun,
+               chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
@@ -328,7 +331,7 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
         train_problems = [train_problems[i] for i in sorted(order[held_out:])]
     test_file = data_file(path, "test")
     test_problems = load_problems(test_file) if path.is_dir() and test_file.is_file() else val_problems
-    return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
+    return train_problems, val_problems, [p for p in test_problems if p["answer"]]
 
 
 def encode_all(problems, name, encoding, config, chat=None, max_length=None, truncate=False) -> list[tuple]:
@@ -427,7 +430,7 @@ def announce(args, run: Run, method: Method) -> None:
 def answer(run: Run, when: str) -> list[dict]:
     """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
     if run.problems:
-        print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
+        print(f"pass@1 {when}: {len(run.problems):,} problems ...", end=" ", flush=True)
     start = time.time()
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
@@ -442,39 +445,24 @@ def fit(parser: Parser, args, run: Run, method: Method, metrics: Path) -> list[d
     if args.compile:
         run.model.compile()  # in place: no wrapper whose name would get into the adapter's keys
     batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed)
+    progress, val = Progress("step", args.steps), ""
+
+    def log(row):
+        nonlocal val
+        fresh = row["val_loss"] is not None
+        val = f"  val {row['val_loss']:.4f}" if fresh else val
+        progress(row["step"], f"loss {row['loss']:.4f}{val}  {row['tokens_per_s']:,.0f} tok/s  ", always=fresh)
+
     try:
         return train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
                      weight_decay=args.weight_decay, lr_ratio=method.lr_ratio, val_batches=run.val_batches,
                      eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, metrics=metrics,
-                     log=Progress(args.steps), autocast=None if run.dtype == torch.float32 else run.dtype)
+                     log=log, autocast=None if run.dtype == torch.float32 else run.dtype)
     except FloatingPointError as error:
         cure = f"alpha·lr = {method.alpha * args.lr:g}: lower --lr or alpha" if method.alpha else "lower --lr"
         cure += " or --lr-ratio" if args.method == "lora+" else ""
         print()  # ends the line of the progress bar
         parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {metrics}")
-
-
-class Progress:
-    """One line redrawn on a terminal, or a plain line ten times a run in a log file."""
-
-    def __init__(self, steps: int):
-        self.steps, self.start, self.val = steps, time.time(), ""
-        self.terminal = sys.stdout.isatty()
-        self.full, self.empty = "━─" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
-
-    def __call__(self, row: dict) -> None:
-        step = row["step"]
-        if row["val_loss"] is not None:
-            self.val = f"  val {row['val_loss']:.4f}"
-        last = step == self.steps
-        if not (self.terminal or last or row["val_loss"] is not None or step % max(1, self.steps // 10) == 0):
-            return
-        left = (time.time() - self.start) / step * (self.steps - step)
-        done = 20 * step // self.steps
-        line = (f"step {step:>{len(str(self.steps))}}/{self.steps} {self.full * done}{self.empty * (20 - done)} "
-                f"loss {row['loss']:.4f}{self.val}  {row['tokens_per_s']:,.0f} tok/s  "
-                f"{left // 60:.0f}:{left % 60:02.0f} left")
-        print(f"\r{line:<100}" if self.terminal else line, end="" if self.terminal and not last else "\n", flush=True)
 
 
 def save(args, run: Run, method: Method, folder: Path) -> None:
@@ -551,6 +539,8 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
         print(f"; {100 * results['clipped']:.0f}% of the steps were clipped", end="")
     print()
     if run.problems:
+        if len(run.problems) < run.n_tests:
+            print(f"{len(run.problems):,} of {run.n_tests:,} test problems, drawn with seed 0")
         print_table({"before": before, "after": after})
     if after:  # The example is the first problem that was learnt, else the first of all.
         i = next((i for i, (b, a) in enumerate(zip(before, after)) if a["correct"] > b["correct"]), 0)
@@ -559,12 +549,16 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
         for title, text in ((f"\n{run.noun[:-1]}", problem["problem"]), ("  before", before[i]["completion"]),
                             ("  after ", after[i]["completion"]), ("  gold  ", gold)):
             print(title, printable(text.strip()))
-    print(f"\n{'model' if args.method == 'full' else 'adapter'} in {short(folder)}, {results['seconds']:.0f} s in all."
-          + " To try next:" * (not run.shown))
+    what = "model" if args.method == "full" else "adapter"
+    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
 
 
 def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
+    question = " ".join((run.problems or run.shown or [dict(problem="")])[0]["problem"].split())
+    if args.method != "full" and 0 < len(question) < 100:
+        adapters = ["--adapter", "none", "--adapter", short(folder)] if args.out else []  # else it is the newest
+        print(f"  {shlex.join(['python', 'eval_pass1.py', *adapters, '--ask', question])}")
     if args.method != "full" and not run.shown:
         command = ["python", "eval_pass1.py", "--adapter", short(folder)]
         tested = args.data if Path(args.data).is_dir() and data_file(args.data, "test").is_file() else args.val

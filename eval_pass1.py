@@ -633,10 +633,17 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     chat = chat_for([], base, encoding, needed=any(protocol.chat for protocol in words.values()))
     for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
         for name, folder in adapters.items():
+            protocol, generator = words[name], torch.Generator().manual_seed(args.seed)
+            bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
+            prompt = protocol.encode(encoding, dict(problem=question.strip()), bos, chat)
             if folder:
                 load_adapter(model, folder)
             print(f"\n{printable('base' if name == 'none' else name)}:", flush=True)
-            print_answers(args, model, encoding, question.strip(), words[name], chat)
+            for _ in range(args.samples):
+                answer = Answer(encoding, ends, protocol.cut)
+                model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
+                               args.top_p, generator, answer.add)
+                answer.show(whole=True)
             remove_lora(model)
 
 
@@ -647,32 +654,30 @@ def wording(prompt: str | None, training: dict) -> Protocol:
     return protocol
 
 
-def print_answers(args, model: GPT, encoding: Encoding, question: str, protocol: Protocol, chat) -> None:
-    """--samples answers, one after the other; on a terminal as they are generated."""
-    prompt = protocol.encode(encoding, dict(problem=question), begin_token(encoding, model.config), chat)
-    ends, most = end_tokens(encoding, model.config, protocol.chat), args.max_new_tokens or protocol.max_new_tokens
-    generator = torch.Generator().manual_seed(args.seed)
-    for _ in range(args.samples):
-        tokens, shown = [], 0
+class Answer:
+    """An answer that is printed, on a terminal as its tokens come."""
 
-        def show(_, token):
-            nonlocal shown
-            tokens.append(token)
-            if not sys.stdout.isatty() and token is not None:
-                return
-            text = decode(encoding, [token for token in tokens if token not in (None, *ends)])
-            text, invented, _ = text.partition(protocol.cut) if protocol.cut else (text, "", "")
-            if not invented and token is not None:  # a character may be in two tokens, a next problem may begin
-                text = text.rstrip("\ufffd")[: -len(protocol.cut) or None]
-            text = printable(text.lstrip())
-            print(text[shown:], end="", flush=True)
-            shown = max(shown, len(text))
-            if token is None:
-                ended = invented or tokens[-2:-1] and tokens[-2] in ends
-                print("" if ended else f" [cut off after {len(tokens) - 1} tokens]")
+    def __init__(self, encoding: Encoding, ends: tuple[int, ...], cut: str):
+        self.encoding, self.ends, self.cut, self.tokens, self.shown = encoding, ends, cut, [], 0
+        self.live = sys.stdout.isatty()
 
-        model.generate([prompt], most, ends, args.temperature, args.top_p, generator, show)
-        show(0, None)  # the rest
+    def add(self, _, token: int) -> None:
+        self.tokens.append(token)
+        if self.live:
+            self.show()
+
+    def show(self, whole: bool = False) -> None:
+        """The text that is new; whole: nothing follows."""
+        ended = self.tokens[-1:] and self.tokens[-1] in self.ends
+        text = decode(self.encoding, self.tokens[:-1] if ended else self.tokens)
+        text, invented, _ = text.partition(self.cut) if self.cut else (text, "", "")
+        if not (whole or ended or invented):  # a character may be in two tokens, a next problem may begin
+            text = text.rstrip("\ufffd")[: -len(self.cut) or None]
+        text = printable(text.lstrip())
+        print(text[self.shown :], end="", flush=True)
+        self.shown = max(self.shown, len(text))
+        if whole:
+            print("" if ended or invented else f" [cut off after {len(self.tokens)} tokens]")
 
 
 if __name__ == "__main__":

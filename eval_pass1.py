@@ -274,23 +274,25 @@ def plain_output() -> None:
 
 
 class Progress:
-    """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file."""
+    """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file.
 
-    def __init__(self, what: str, size: int):
-        self.what, self.size, self.start, self.shown = what, size, time.time(), 0
-        self.terminal = sys.stdout.isatty()
-        self.full, self.empty = "━─" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
+    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none."""
+
+    def __init__(self, what: str, size: int, file, quiet: float = 0.0):
+        self.what, self.size, self.file, self.start, self.shown = what, size, file, time.time(), 0
+        self.quiet, self.terminal = quiet, file.isatty()
+        self.full, self.empty = "━─" if (file.encoding or "").lower().startswith("utf") else "#."
 
     def __call__(self, done: int, text: str = "", always: bool = False) -> None:
         """always: a line in a log file, too."""
-        tenth, last = 10 * done // self.size, done == self.size
-        if self.terminal or always or last or tenth > self.shown:
-            left = (time.time() - self.start) / max(1, done) * (self.size - done)
+        tenth, last, spent = 10 * done // self.size, done == self.size, time.time() - self.start
+        if self.terminal or spent >= self.quiet and (always or last or tenth > self.shown):
+            left = spent / max(1, done) * (self.size - done)
             bar = self.full * (20 * done // self.size)
             line = (f"{self.what} {done:>{len(str(self.size))}}/{self.size} {bar:{self.empty}<20} {text}"
                     f"{left // 60:.0f}:{left % 60:02.0f} left")
             end = "" if self.terminal and not last else "\n"
-            print(f"\r{line:<100}" if self.terminal else line, end=end, flush=True)
+            print(f"\r{line:<100}" if self.terminal else line, end=end, file=self.file, flush=True)
         self.shown = tenth
 
 
@@ -607,7 +609,8 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
     """The graded records of one adapter, those that --out holds already among them."""
     records = [record for record in samples.records if record["adapter"] == adapter]
     done = {(record["id"], record["sample"]) for record in records}
-    progress = Progress(printable("base" if adapter == "none" else adapter), len(asked.prompts) * args.samples)
+    name = printable("base" if adapter == "none" else adapter)
+    progress = Progress(name, len(asked.prompts) * args.samples, sys.stderr, quiet=10)
     if folder:
         load_adapter(model, folder)
     for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,

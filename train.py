@@ -445,7 +445,7 @@ def fit(parser: Parser, args, run: Run, method: Method, metrics: Path) -> list[d
     if args.compile:
         run.model.compile()  # in place: no wrapper whose name would get into the adapter's keys
     batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed)
-    progress, val = Progress("step", args.steps), ""
+    progress, val = Progress("step", args.steps, sys.stdout), ""
 
     def log(row):
         nonlocal val
@@ -556,7 +556,7 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
 def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
     question = " ".join((run.problems or run.shown or [dict(problem="")])[0]["problem"].split())
-    if args.method != "full" and 0 < len(question) < 100:
+    if args.method != "full" and 0 < len(question) < 100 and question == printable(question):
         adapters = ["--adapter", "none", "--adapter", short(folder)] if args.out else []  # else it is the newest
         print(f"  {shlex.join(['python', 'eval_pass1.py', *adapters, '--ask', question])}")
     if args.method != "full" and not run.shown:

@@ -1,0 +1,188 @@
+"""--ask: the words of the training, answers as they come; the progress bar; the random subset of test problems."""
+
+import io
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import eval_pass1
+import train
+from eval_pass1 import Answer, Progress, printable
+from hf import copy_tokenizer, load_model, load_tokenizer, save_model
+from lora_alpha import GPT
+from problems import PROMPT, decode, draw, end_tokens, load_chat, load_problems
+
+TEMPLATE = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}")
+ROWS = {
+    "problem": [dict(problem=f"{i} + 1", solution=f"It is {i + 1}.") for i in range(12)],
+    "prompt": [dict(prompt=f"{i} + 1 =", completion=f" {i + 1}") for i in range(12)],
+    "text": [dict(text=f"{i} and 1 are {i + 1}") for i in range(12)],
+    "messages": [dict(messages=[dict(role="system", content="Be brief."), dict(role="user", content=f"{i} + 1?"),
+                                dict(role="assistant", content=f"{i + 1}")]) for i in range(12)]}
+
+
+@pytest.fixture(scope="module")
+def encoding():
+    return load_tokenizer(train.HERE / "data/base")
+
+
+@pytest.fixture
+def chat_base(toy, tmp_path):
+    save_model(load_model(toy.base), tmp_path / "base")
+    copy_tokenizer(toy.base, tmp_path / "base")
+    (tmp_path / "base/chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The prompts that are put to the model from now on."""
+    prompts, generate = [], GPT.generate
+
+    def spy(self, questions, *args, **kwargs):
+        prompts.extend(questions)
+        return generate(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(GPT, "generate", spy)
+    return prompts
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_a_question_is_asked_in_the_words_of_the_training(form, chat_base, command, tmp_path, encoding, asked):
+    """By base and adapter alike: a problem in its wording, a prompt and a text as it is, a chat with its system."""
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[form]))
+    done = command(train, "--base", chat_base, "--data", "d.jsonl", "--rank", 2, "--steps", 1, "--batch-size", 2,
+                   "--eval-problems", 0, "--out", "o", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    asked.clear()
+    done = command(eval_pass1, "--adapter", "none", "--adapter", "o", "--ask", "7 + 8?", "--max-new-tokens", 3,
+                   cwd=tmp_path)
+    chat = load_chat(chat_base, encoding)
+    words = {"problem": encoding.encode_ordinary(PROMPT.format(problem="7 + 8?")), "messages": chat(
+        [dict(role="system", content="Be brief."), dict(role="user", content="7 + 8?")])}
+    assert done.returncode == 0 and asked == [words.get(form, encoding.encode_ordinary("7 + 8?"))] * 2, done.stderr
+    asked.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO("7\n8\n"))
+        command(eval_pass1, "--adapter", "o", "--ask", "-", "--prompt", "Q: {problem}", "--max-new-tokens", 3,
+                cwd=tmp_path)
+    assert asked == [encoding.encode_ordinary(f"Q: {n}") for n in "78"]
+
+
+def test_the_answers_are_the_models(toy, command, tmp_path, encoding, asked):
+    """Greedy, cut off at the limit, and each line of standard input in turn."""
+    flags = "--base", toy.base, "--adapter", "none", "--max-new-tokens", 5
+    done = command(eval_pass1, *flags, "--ask", "1 + 1", cwd=tmp_path)
+    model, prompt = load_model(toy.base), encoding.encode_ordinary(PROMPT.format(problem="1 + 1"))
+    tokens, = model.generate([prompt], 5, end_tokens(encoding, model.config))
+    text = printable(decode(encoding, tokens).lstrip())
+    assert len(tokens) == 5 and done.stdout == f"\nbase:\n{text} [cut off after 5 tokens]\n"
+    asked.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO("1 + 1\n\n  2 + 2 \n"))
+        both = command(eval_pass1, *flags, "--ask", "-", cwd=tmp_path)
+    assert both.stdout.startswith(done.stdout) and both.stdout.count("\nbase:\n") == 2
+    assert asked == [encoding.encode_ordinary(PROMPT.format(problem=text)) for text in ("1 + 1", "2 + 2")]
+    sampled = command(eval_pass1, *flags, "--ask", "1", "--samples", 3, "--temperature", 1.5, cwd=tmp_path)
+    answers = sampled.stdout.split(":\n", 1)[1].split(" [cut off after 5 tokens]\n")[:-1]
+    assert len(answers) == 3 and len(set(answers)) > 1
+
+
+@pytest.mark.parametrize("flags", [("--data", "x"), ("--limit", 3), ("--few-shot", 1), ("--k", 1), ("--out", "x"),
+                                   ("--kind", "math"), ("--few-shot-from", "x"), ("--regrade", "x")])
+def test_flags_of_an_evaluation_are_refused(flags, command, tmp_path):
+    done = command(eval_pass1, "--ask", "1 + 1", *flags, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == (
+        f"eval_pass1.py: --ask QUESTION grades nothing: leave out {flags[0]}\n")
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("--ask", " "), "--ask: the question is empty"), (("--ask", "1", "--prompt", "chat"), "chat template"),
+    (("--ask", "1 + " * 2000), "the context"), (("--ask", "1", "--adapter", "gone"), "gone")])
+def test_what_cannot_be_asked_is_one_line(flags, said, toy, command, tmp_path):
+    done = command(eval_pass1, "--base", toy.base, *flags, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def __init__(self):
+        super().__init__()
+        self.parts = []
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.parts.append(text)
+        return super().write(text)
+
+
+@given(text=st.text(st.sampled_from("ab \nPé中🙂:\x1b"), max_size=30), stop=st.booleans())
+def test_an_answer_that_is_shown_as_it_comes_is_the_whole_answer(text, stop, encoding):
+    """No character is shown in part, no begin of a next problem, no control character, and nothing twice."""
+    outputs, text = [], text + "\nProblem: and on" * (not stop)
+    for stream in (Terminal(), io.StringIO()):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            answer = Answer(encoding, (511,), "\nProblem:")
+            for token in encoding.encode_ordinary(text) + [511] * stop:
+                answer.add(0, token)
+            answer.show(whole=True)
+        outputs.append(stream.getvalue())
+    whole = text.partition("\nProblem:")[0].lstrip().replace("\x1b", "\\x1b")
+    assert outputs == [whole + "\n"] * 2
+
+
+def test_an_answer_comes_in_parts_on_a_terminal(encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    answer = Answer(encoding, (511,), "")
+    for token in encoding.encode_ordinary("one two 中"):
+        answer.add(0, token)
+    assert "".join(sys.stdout.parts) == "one two 中" and len([part for part in sys.stdout.parts if part]) > 2
+
+
+@given(st.integers(0, 40), st.none() | st.integers(0, 50), st.integers(0, 5))
+def test_a_draw_is_a_random_subset_in_order(n, count, seed):
+    drawn = draw(list(range(n)), count, seed)
+    assert drawn == sorted(set(drawn)) == draw(list(range(n)), count, seed) and set(drawn) <= set(range(n))
+    assert len(drawn) == (n if count is None else min(n, count))
+    assert n < 10 or len({tuple(draw(list(range(n)), 3, s)) for s in range(20)}) > 5
+
+
+def test_pass1_of_a_training_is_of_a_random_subset(toy, command, tmp_path):
+    """As --limit draws it, said in the line above the table; of a file that is sorted by subject no subject alone."""
+    rows = [dict(problem=f"{i}", solution=f"\\boxed{{{i}}}", type=["Algebra", "Geometry"][i // 20]) for i in range(40)]
+    (tmp_path / "d").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / f"d/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = command(train, "--base", toy.base, "--data", "d", "--rank", 2, "--steps", 1, "--batch-size", 2, "--out", "o",
+                   "--eval-problems", 8, "--seed", 3, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    table = lines.index("8 of 40 test problems, drawn with seed 0") + 1
+    counts = {subject: sum(p["subject"] == subject for p in draw(load_problems(tmp_path / "d/test.jsonl"), 8))
+              for subject in ("Algebra", "Geometry")}
+    shown = {words[0]: int(words[1]) for words in map(str.split, lines[table + 1 : table + 3])}
+    assert lines[table].startswith("pass@1, %") and shown == counts and 0 < counts["Algebra"] < 8
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_one_line_on_a_terminal_and_a_line_a_tenth_in_a_log(terminal):
+    stream = Terminal() if terminal else io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    progress = Progress("step", 200, stream)
+    for done in range(1, 201):
+        progress(done, "loss 1.0  ", always=done == 7)
+    stream.seek(0)
+    text = stream.read()
+    assert text.count("\n") == (1 if terminal else 11) and text.count("\r") == (200 if terminal else 0)
+    assert "step 200/200 ━━━━━━━━━━━━━━━━━━━━ loss 1.0  0:00 left" in text
+    assert "step 100/200 ━━━━━━━━━━────────── loss" in text
+    quiet = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Progress("step", 1, quiet, quiet=60)(1)
+    quiet.seek(0)
+    assert quiet.read() == ""

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import eval_pass1
 import train
-from eval_pass1 import Answer, Progress, printable
+from eval_pass1 import Answer, Progress, printable, solve
 from hf import copy_tokenizer, load_model, load_tokenizer, save_model
 from lora_alpha import GPT
-from problems import PROMPT, decode, draw, end_tokens, load_chat, load_problems
+from problems import PROMPT, decode, draw, end_tokens, load_chat, load_problems, load_tests
 
 TEMPLATE = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}")
@@ -186,3 +186,10 @@ def test_a_bar_is_one_line_on_a_terminal_and_a_line_a_tenth_in_a_log(terminal):
     Progress("step", 1, quiet, quiet=60)(1)
     quiet.seek(0)
     assert quiet.read() == ""
+
+
+def test_the_bar_of_an_evaluation_shows_how_many_are_right_so_far(toy, encoding):
+    seen, tests = [], load_tests(toy.data)
+    records = solve(load_model(toy.base), encoding, tests * 20, progress=lambda done, text: seen.append((done, text)))
+    right = 100 * sum(record["correct"] for record in records) / 120
+    assert [done for done, _ in seen] == [100, 120] and seen[-1][1] == f"{right:.1f}% right  "

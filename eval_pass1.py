@@ -646,7 +646,7 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     chat = chat_for([], base, encoding, needed=any(protocol.chat for protocol in words.values()))
     for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
         for name, folder in adapters.items():
-            protocol, generator = words[name], torch.Generator().manual_seed(args.seed)
+            protocol, generator = words[name], torch.Generator().manual_seed(args.seed % 2**63)
             bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
             prompt = protocol.encode(encoding, dict(problem=question.strip()), bos, chat)
             if folder:

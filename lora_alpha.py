@@ -392,7 +392,7 @@ def sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | N
         return logits.argmax(-1)
     probabilities, order = ((logits - logits.amax(-1, True)) / temperature).softmax(-1).sort(-1, descending=True)
     before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
-    mass = probabilities.double().masked_fill(before >= top_p, 0.0).cumsum(-1)  # float64: uniform·mass[-1] < mass[-1]
+    mass = probabilities.double().masked_fill(before >= max(top_p, 1e-9), 0.0).cumsum(-1)  # float64: u·mass < mass
     return order.gather(-1, (mass <= uniform[:, None] * mass[:, -1:]).sum(-1, keepdim=True))[:, 0]
 
 

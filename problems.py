@@ -55,9 +55,14 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
             raise ValueError(f"{where}: not JSON ({error})") from None
 
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # a quote that is not closed is an error
         try:
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+            twice = [name for name in reader.fieldnames or [] if reader.fieldnames.count(name) > 1]
+            if twice or any(None in row for _, row in rows):
+                where = next((where for where, row in rows if None in row), path)
+                raise ValueError(f"{where}: " + (f"the column {twice[0]!r} stands twice" if twice else
+                                                 "more cells than columns; quote a cell that holds a comma"))
         except csv.Error as error:  # DictReader counts a line when it has read it, its inner reader before
             raise ValueError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from None
     elif text.lstrip().startswith("["):

@@ -99,8 +99,8 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1,
                           max_length=2).items():
         value = getattr(args, name)
-        if value is not None and value < low:
-            parser.error(f"{flag(name)}: it must be {low} or more")
+        if value is not None and not low <= value <= 10**9:
+            parser.error(f"{flag(name)}: it must be {low} or more, and 10**9 at most")
     for name in ("lr", "alpha", "c", "grad_clip", "lr_ratio"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -292,7 +292,7 @@ def load(args, base: Path) -> Run:
     try:
         device = torch.device(args.device)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device that is a package of its own
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     train_problems, val_problems, tests = load_data(args)
@@ -371,6 +371,8 @@ def adapt(args, model: GPT) -> Method:
         alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
         inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
         s = lora_scaling(args.rank, alpha)
+        if s < torch.finfo(torch.float32).tiny:
+            raise ValueError(f"alpha = {alpha:g}: s = alpha/r is 0 in float32: raise --alpha or --c")
         if args.method == "pissa":
             return Method(alpha, s, lr_ratio, None, pissa_init(model))
         return Method(alpha, s, lr_ratio, first_step_ratio(model) * lr_ratio)
@@ -458,10 +460,14 @@ def fit(parser: Parser, args, run: Run, method: Method, metrics: Path) -> list[d
         progress(row["step"], f"loss {row['loss']:.4f}{val}  {row['tokens_per_s']:,.0f} tok/s  ", always=fresh)
 
     try:
-        return train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
+        rows = train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
                      weight_decay=args.weight_decay, lr_ratio=method.lr_ratio, val_batches=run.val_batches,
                      eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, metrics=metrics,
                      log=log, autocast=None if run.dtype == torch.float32 else run.dtype)
+        trained = [p for p in run.model.parameters() if p.requires_grad]
+        if not (math.isfinite(rows[-1]["val_loss"] or 0) and all(p.isfinite().all() for p in trained)):
+            raise FloatingPointError(f"loss or weights are not finite after step {args.steps}, the last")
+        return rows
     except FloatingPointError as error:
         cure = f"alpha·lr = {method.alpha * args.lr:g}: lower --lr or alpha" if method.alpha else "lower --lr"
         cure += " or --lr-ratio" if args.method == "lora+" else ""

@@ -277,10 +277,35 @@ def check_paths(**paths) -> None:
 
 
 def plain_output() -> None:
-    """Characters that the console's encoding lacks are replaced instead of ending the run."""
-    for stream in (sys.stdout, sys.stderr):
+    """Neither a character that the console's encoding lacks nor a reader that goes (| head) ends the run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+            setattr(sys, name, Lasting(stream))
+
+
+class Lasting:
+    """A stream whose reader may go: what is printed after that is lost."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self.unless_gone(self.stream.write, text)
+
+    def flush(self) -> None:
+        self.unless_gone(self.stream.flush)
+
+    def unless_gone(self, call, *args):
+        try:
+            return call(*args)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            return len(args[0]) if args else None
 
 
 class Progress:
@@ -698,5 +723,3 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("\neval_pass1.py: interrupted; with --out the same command goes on from here")
-    except BrokenPipeError:  # as in "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,10 +9,12 @@ Answers are graded exactly; problems are the unit of every interval (Miller 2024
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import unicodedata
@@ -25,8 +27,8 @@ import torch
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
 from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw, encode_prompt,
-                      end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
+from problems import (PROMPT, PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw,
+                      encode_prompt, end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
 
@@ -267,8 +269,8 @@ def check_paths(**paths) -> None:
 
 
 def plain_output() -> None:
-    """Characters that the console's encoding lacks are replaced instead of ending the run."""
-    for stream in (sys.stdout, sys.stderr):
+    """Characters that the console's encoding lacks, and bytes that are none, are replaced instead of ending the run."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
@@ -276,23 +278,25 @@ def plain_output() -> None:
 class Progress:
     """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file.
 
-    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none."""
+    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none. first: done before."""
 
-    def __init__(self, what: str, size: int, file, quiet: float = 0.0):
-        self.what, self.size, self.file, self.start, self.shown = what, size, file, time.time(), 0
-        self.quiet, self.terminal = quiet, file.isatty()
+    def __init__(self, what: str, size: int, file, quiet: float = 0.0, first: int = 0):
+        self.what, self.size, self.file, self.start, self.first = what, size, file, time.time(), first
+        self.quiet, self.terminal, self.shown = quiet, file.isatty(), 10 * first // size
         self.full, self.empty = "━─" if (file.encoding or "").lower().startswith("utf") else "#."
 
     def __call__(self, done: int, text: str = "", always: bool = False) -> None:
         """always: a line in a log file, too."""
         tenth, last, spent = 10 * done // self.size, done == self.size, time.time() - self.start
         if self.terminal or spent >= self.quiet and (always or last or tenth > self.shown):
-            left = spent / max(1, done) * (self.size - done)
+            left = spent / max(1, done - self.first) * (self.size - done)
             bar = self.full * (20 * done // self.size)
-            line = (f"{self.what} {done:>{len(str(self.size))}}/{self.size} {bar:{self.empty}<20} {text}"
-                    f"{left // 60:.0f}:{left % 60:02.0f} left")
-            end = "" if self.terminal and not last else "\n"
-            print(f"\r{line:<100}" if self.terminal else line, end=end, file=self.file, flush=True)
+            line = (f"{self.what} {done:>{len(str(self.size))}}/{self.size} {bar:{self.empty}<20} "
+                    f"{left // 60:.0f}:{left % 60:02.0f} left  {text}").rstrip()
+            if self.terminal:  # a longer line would be broken, and no longer redrawn
+                width = shutil.get_terminal_size().columns - 1
+                line = f"\r{line[:width]:<{width}}"
+            print(line, end="" if self.terminal and not last else "\n", file=self.file, flush=True)
         self.shown = tenth
 
 
@@ -340,9 +344,9 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     for name, low in dict(limit=1, max_new_tokens=1, samples=1, few_shot=0).items():
         if getattr(args, name) is not None and getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: want {low} or more")
-    for name in ("data", "kind", "limit", "few_shot", "few_shot_from", "k", "out", "regrade"):
-        if args.ask is not None and getattr(args, name) not in (None, []):
-            parser.error(f"--ask QUESTION grades nothing: leave out --{name.replace('_', '-')}")
+    graded = {"data", "kind", "limit", "few_shot", "few_shot_from", "k", "batch_size", "out", "regrade"} & parser.given
+    if args.ask is not None and graded:
+        parser.error(f"--ask QUESTION grades nothing: leave out --{min(graded).replace('_', '-')}")
     if args.ask is not None and not args.ask.strip():
         parser.error("--ask: the question is empty")
     if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size) > 0):
@@ -610,7 +614,7 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
     records = [record for record in samples.records if record["adapter"] == adapter]
     done = {(record["id"], record["sample"]) for record in records}
     name = printable("base" if adapter == "none" else adapter)
-    progress = Progress(name, len(asked.prompts) * args.samples, sys.stderr, quiet=10)
+    progress = Progress(name, len(asked.prompts) * args.samples, sys.stderr, quiet=10, first=len(records))
     if folder:
         load_adapter(model, folder)
     for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
@@ -631,29 +635,38 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     """Prints the answers of the base and of each adapter to --ask, or to each line of standard input."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     encoding, model = load_tokenizer(base), load_model(base, dtype, device)
-    trained = {name: training_of(folder) for name, folder in adapters.items() if folder}
-    words = {name: wording(args.prompt, trained.get(name) or next(iter(trained.values()), {})) for name in adapters}
-    chat = chat_for([], base, encoding, needed=any(protocol.chat for protocol in words.values()))
+    folders = [folder for folder in adapters.values() if folder]
+    for folder in folders:  # each is looked at before anything is asked
+        remove_lora(load_adapter(model, folder))
+    protocol = wording(args.prompt, [training_of(folder) for folder in folders])
+    chat = chat_for([], base, encoding, needed=protocol.chat)
+    bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
     for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
-        for name, folder in adapters.items():
-            protocol, generator = words[name], torch.Generator().manual_seed(args.seed)
-            bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
-            prompt = protocol.encode(encoding, dict(problem=question.strip()), bos, chat)
+        if args.ask == "-" and not sys.stdin.isatty():
+            print(f"\n> {printable(question.strip())}")
+        prompt = protocol.encode(encoding, dict(form="prompt", problem=question.strip()), bos, chat)
+        for name, folder in ({"none": None} | adapters).items():
             if folder:
                 load_adapter(model, folder)
             print(f"\n{printable('base' if name == 'none' else name)}:", flush=True)
+            generator = torch.Generator().manual_seed(args.seed)
             for _ in range(args.samples):
                 answer = Answer(encoding, ends, protocol.cut)
-                model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
-                               args.top_p, generator, answer.add)
+                with contextlib.suppress(StopIteration):
+                    model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
+                                   args.top_p, generator, answer.add)
                 answer.show(whole=True)
             remove_lora(model)
 
 
-def wording(prompt: str | None, training: dict) -> Protocol:
-    """--prompt, else the words of an adapter's training, else those of train.py's default."""
-    protocol = Protocol(prompt or training.get("prompt"), "math")
-    protocol.system = None if prompt else training.get("system")
+def wording(prompt: str | None, trainings: list[dict]) -> Protocol:
+    """--prompt, else the words of the adapters' training, else those of train.py's default."""
+    words = {(training["prompt"] or PROMPT, training["system"]) for training in trainings}
+    if prompt is None and len(words) > 1:
+        raise ValueError("--ask: the adapters were trained in different words: ask one at a time, or give --prompt")
+    prompt, system = (prompt, None) if prompt is not None or not words else words.pop()
+    protocol = Protocol(prompt, "math")
+    protocol.system = system
     return protocol
 
 
@@ -665,28 +678,31 @@ class Answer:
         self.live = sys.stdout.isatty()
 
     def add(self, _, token: int) -> None:
+        """StopIteration where a next problem begins: what follows is not shown."""
         self.tokens.append(token)
-        if self.live:
-            self.show()
+        if self.show():
+            raise StopIteration
 
-    def show(self, whole: bool = False) -> None:
-        """The text that is new; whole: nothing follows."""
+    def show(self, whole: bool = False) -> bool:
+        """Prints the text that is new; whole: nothing follows. True where a next problem begins after it."""
         ended = self.tokens[-1:] and self.tokens[-1] in self.ends
         text = decode(self.encoding, self.tokens[:-1] if ended else self.tokens)
         text, invented, _ = text.partition(self.cut) if self.cut else (text, "", "")
         if not (whole or ended or invented):  # a character may be in two tokens, a next problem may begin
             text = text.rstrip("\ufffd")[: -len(self.cut) or None]
         text = printable(text.lstrip())
-        print(text[self.shown :], end="", flush=True)
-        self.shown = max(self.shown, len(text))
+        if whole or self.live:
+            print(text[self.shown :], end="", flush=True)
+            self.shown = max(self.shown, len(text))
         if whole:
             print("" if ended or invented else f" [cut off after {len(self.tokens)} tokens]")
+        return bool(invented)
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\neval_pass1.py: interrupted; with --out the same command goes on from here")
+        sys.exit("\neval_pass1.py: interrupted; an evaluation with --out goes on from here by the same command")
     except BrokenPipeError:  # as in "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

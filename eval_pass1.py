@@ -27,7 +27,7 @@ import torch
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
 from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROMPT, PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw,
+from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw,
                       encode_prompt, end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
@@ -314,8 +314,8 @@ def make_parser() -> Parser:
     what.add_argument("--data", metavar="PATH", help="folder with test.jsonl or test.csv, or a JSONL or CSV file, of a "
                       "kind in data/README.md (default: the adapter's folder, else data/equations)")
     what.add_argument("--kind", choices=KINDS, help="how answers are graded (default: told by the fields)")
-    what.add_argument("--ask", metavar="QUESTION", help="print the answers to it, in the words of the adapter's "
-                      "training; - for a question a line from standard input")
+    what.add_argument("--ask", metavar="QUESTION", help="what base and adapters answer to it, asked in the words of "
+                      "the training; - reads questions from standard input, one a line")
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
     ask.add_argument("--prompt", metavar="P",
@@ -638,7 +638,11 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     folders = [folder for folder in adapters.values() if folder]
     for folder in folders:  # each is looked at before anything is asked
         remove_lora(load_adapter(model, folder))
-    protocol = wording(args.prompt, [training_of(folder) for folder in folders])
+    words = {(training["prompt"], training["system"]) for training in map(training_of, folders)}
+    (prompt, system), *other = words if words and args.prompt is None else [(args.prompt, None)]
+    if other:
+        raise ValueError("--ask: the adapters were trained in different words: ask one at a time, or give --prompt")
+    protocol = Protocol(prompt, "math", system=system)
     chat = chat_for([], base, encoding, needed=protocol.chat)
     bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
     for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
@@ -657,17 +661,6 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
                                    args.top_p, generator, answer.add)
                 answer.show(whole=True)
             remove_lora(model)
-
-
-def wording(prompt: str | None, trainings: list[dict]) -> Protocol:
-    """--prompt, else the words of the adapters' training, else those of train.py's default."""
-    words = {(training["prompt"] or PROMPT, training["system"]) for training in trainings}
-    if prompt is None and len(words) > 1:
-        raise ValueError("--ask: the adapters were trained in different words: ask one at a time, or give --prompt")
-    prompt, system = (prompt, None) if prompt is not None or not words else words.pop()
-    protocol = Protocol(prompt, "math")
-    protocol.system = system
-    return protocol
 
 
 class Answer:

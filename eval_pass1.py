@@ -278,7 +278,8 @@ def plain_output() -> None:
 class Progress:
     """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file.
 
-    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none. first: done before."""
+    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none. first: done before. always:
+    a line in a log file, too."""
 
     def __init__(self, what: str, size: int, file, quiet: float = 0.0, first: int = 0):
         self.what, self.size, self.file, self.start, self.first = what, size, file, time.time(), first
@@ -286,7 +287,6 @@ class Progress:
         self.full, self.empty = "━─" if (file.encoding or "").lower().startswith("utf") else "#."
 
     def __call__(self, done: int, text: str = "", always: bool = False) -> None:
-        """always: a line in a log file, too."""
         tenth, last, spent = 10 * done // self.size, done == self.size, time.time() - self.start
         if self.terminal or spent >= self.quiet and (always or last or tenth > self.shown):
             left = spent / max(1, done - self.first) * (self.size - done)
@@ -529,6 +529,8 @@ def main(argv=None):
         for folder in folders.values():
             remove_lora(load_adapter(model, folder))
         samples = Samples(args.out, settings_of(args, base, adapters, asked))
+    except BrokenPipeError:  # as in "| head"
+        raise
     except (ValueError, OSError) as error:
         parser.error(error)
 
@@ -613,8 +615,8 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
     """The graded records of one adapter, those that --out holds already among them."""
     records = [record for record in samples.records if record["adapter"] == adapter]
     done = {(record["id"], record["sample"]) for record in records}
-    name = printable("base" if adapter == "none" else adapter)
-    progress = Progress(name, len(asked.prompts) * args.samples, sys.stderr, quiet=10, first=len(records))
+    progress = Progress(printable("base" if adapter == "none" else adapter), len(asked.prompts) * args.samples,
+                        sys.stderr, quiet=10, first=len(records))
     if folder:
         load_adapter(model, folder)
     for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
@@ -645,10 +647,10 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     protocol = Protocol(prompt, "math", system=system)
     chat = chat_for([], base, encoding, needed=protocol.chat)
     bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
-    for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
+    for question in [args.ask] if args.ask != "-" else filter(None, map(str.strip, sys.stdin)):
         if args.ask == "-" and not sys.stdin.isatty():
-            print(f"\n> {printable(question.strip())}")
-        prompt = protocol.encode(encoding, dict(form="prompt", problem=question.strip()), bos, chat)
+            print(f"\n> {printable(question)}")
+        prompt = protocol.encode(encoding, dict(form="prompt", problem=question), bos, chat)
         for name, folder in ({"none": None} | adapters).items():
             if folder:
                 load_adapter(model, folder)
@@ -668,7 +670,6 @@ class Answer:
 
     def __init__(self, encoding: Encoding, ends: tuple[int, ...], cut: str):
         self.encoding, self.ends, self.cut, self.tokens, self.shown = encoding, ends, cut, [], 0
-        self.live = sys.stdout.isatty()
 
     def add(self, _, token: int) -> None:
         """StopIteration where a next problem begins: what follows is not shown."""
@@ -684,11 +685,10 @@ class Answer:
         if not (whole or ended or invented):  # a character may be in two tokens, a next problem may begin
             text = text.rstrip("\ufffd")[: -len(self.cut) or None]
         text = printable(text.lstrip())
-        if whole or self.live:
-            print(text[self.shown :], end="", flush=True)
+        if whole or sys.stdout.isatty():
+            end = "\n" if ended or invented else f" [cut off after {len(self.tokens)} tokens]\n"
+            print(text[self.shown :], end=end * whole, flush=True)
             self.shown = max(self.shown, len(text))
-        if whole:
-            print("" if ended or invented else f" [cut off after {len(self.tokens)} tokens]")
         return bool(invented)
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+import shlex
 import sys
 
 import pytest
@@ -243,3 +245,43 @@ def test_a_line_is_no_longer_than_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     progress(60)
     assert "4:00 left" in stream.getvalue()
+
+
+def next_commands(done):
+    return [shlex.split(line)[2:] for line in done.stdout.partition("To try next:\n")[2].splitlines()]
+
+
+def test_the_next_command_asks_a_short_question_of_the_data(toy, command, tmp_path):
+    """The first that is short, on one line; where none is, they are read. The newest adapter is not named."""
+    long = [dict(prompt="a " * 60 + str(i), completion=" b") for i in range(12)]
+    flags = "--base", toy.base, "--data", "d.jsonl", "--steps", 1, "--rank", 2, "--eval-problems", 0
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    assert next_commands(command(train, *flags, cwd=tmp_path))[0] == ["--ask", "-"]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*long, dict(
+        prompt="it's\n 1 + 1", completion="2")]))
+    flags = *flags, "--val", "d.jsonl"
+    ask = next_commands(command(train, *flags, "--out", "o", cwd=tmp_path))[0]
+    assert ask == ["--adapter", "o", "--ask", "it's 1 + 1"]
+    ask = next_commands(command(train, *flags, "--method", "full", "--out", "f", cwd=tmp_path))[0]
+    assert ask == ["--base", "f", "--adapter", "none", "--prompt", "{problem}", "--ask", "it's 1 + 1"]
+    assert command(eval_pass1, *ask, "--max-new-tokens", 2, cwd=tmp_path).stdout.startswith("\nbase:\n")
+
+
+def test_a_terminal_shows_validation_loss_and_pass1_as_they_come(toy, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Progress, "terminal", property(lambda self: True, lambda self, value: None), raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    done = command(train, "--base", toy.base, "--data", toy.data, "--steps", 2, "--rank", 2, "--batch-size", 2,
+                   "--eval-every", 2, "--eval-problems", 2, "--out", "o", cwd=tmp_path)
+    first, last = [line.split("\n")[0] for line in done.stdout.split("\r")[1:]]
+    assert "  pass@1 0.0%  " in first and "val" not in first
+    assert re.search(r"val \d\.\d{4}  pass@1 0\.0%  [\d,]+ tok/s", last)
+
+
+def test_a_closed_pipe_is_no_mistake_of_the_users(monkeypatch, toy):
+    """As in "| head": main passes it on, and does not call it an error in the flags."""
+    def closed(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(eval_pass1, "ask", closed)
+    with pytest.raises(BrokenPipeError):
+        eval_pass1.main(["--base", str(toy.base), "--adapter", "none", "--ask", "1"])

@@ -147,14 +147,24 @@ def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 
 
-def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_new_tokens: int = 256) -> list[dict]:
+def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_new_tokens: int = 256,
+          progress=None) -> list[dict]:
     """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
     bos = begin_token(encoding, model.config)
     prompts = [encode_prompt(encoding, problem, bos, chat) for problem in problems]
     cut = "\nProblem:" if all(problem.get("form", "problem") == "problem" for problem in problems) else ""
     ends = end_tokens(encoding, model.config, chat is not None)
-    batches = answers(model, encoding, problems, prompts, cut, ends, max_new_tokens)
-    return sorted((record for batch in batches for record in batch), key=lambda record: record["id"])
+    records = []
+    for batch in answers(model, encoding, problems, prompts, cut, ends, max_new_tokens):
+        records += batch
+        if progress:
+            progress(len(records), so_far(records))
+    return sorted(records, key=lambda record: record["id"])
+
+
+def so_far(records: list[dict]) -> str:
+    """For a progress bar: the share that is right among those that are graded."""
+    return f"{100 * sum(record['correct'] for record in records) / len(records):.1f}% right"
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------------
@@ -625,7 +635,7 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
         batch = [{"id": record.pop("id"), "adapter": adapter, **record} for record in batch]
         samples.add(batch)
         records += batch
-        progress(len(records))
+        progress(len(records), so_far(records))
     remove_lora(model)
     return records
 

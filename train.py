@@ -432,14 +432,18 @@ def announce(args, run: Run, method: Method) -> None:
 
 def answer(run: Run, when: str) -> list[dict]:
     """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
-    if run.problems:
-        print(f"pass@1 {when}: {len(run.problems):,} problems ...", end=" ", flush=True)
+    title, live = f"pass@1 {when}: {len(run.problems):,} problems ...", sys.stdout.isatty()
+    if run.problems and not live:
+        print(title, end=" ", flush=True)
     start = time.time()
+    progress = Progress(f"pass@1 {when}", len(run.problems), sys.stdout) if run.problems and live else None
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
-        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if run.problems else 64)
+        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if run.problems else 64,
+                        progress)
     if run.problems:
-        print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
+        share = 100 * summarize(records)["pass1"]
+        print(f"{title} " * live + f"{share:.1f}% in {time.time() - start:.0f} s", flush=True)
     return records
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import eval_pass1
 import train
-from eval_pass1 import Answer, Progress, printable
+from eval_pass1 import Answer, Progress, printable, solve
 from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model
 from lora_alpha import GPT, inject_lora
-from problems import PROMPT, decode, draw, end_tokens, load_chat, load_problems
+from problems import PROMPT, decode, draw, end_tokens, load_chat, load_problems, load_tests
 
 TEMPLATE = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}")
@@ -285,3 +285,10 @@ def test_a_closed_pipe_is_no_mistake_of_the_users(monkeypatch, toy):
     monkeypatch.setattr(eval_pass1, "ask", closed)
     with pytest.raises(BrokenPipeError):
         eval_pass1.main(["--base", str(toy.base), "--adapter", "none", "--ask", "1"])
+
+
+def test_the_bar_of_an_evaluation_shows_how_many_are_right_so_far(toy, encoding):
+    seen, tests = [], load_tests(toy.data)
+    records = solve(load_model(toy.base), encoding, tests * 20, progress=lambda done, text: seen.append((done, text)))
+    right = 100 * sum(record["correct"] for record in records) / 120
+    assert [done for done, _ in seen] == [100, 120] and seen[-1][1] == f"{right:.1f}% right"

@@ -9,10 +9,12 @@ Answers are graded exactly; problems are the unit of every interval (Miller 2024
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import unicodedata
@@ -25,8 +27,8 @@ import torch
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
 from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw, encode_prompt,
-                      end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
+from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw,
+                      encode_prompt, end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
 
@@ -162,7 +164,7 @@ def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_n
 
 def so_far(records: list[dict]) -> str:
     """For a progress bar: the share that is right among those that are graded."""
-    return f"{100 * sum(record['correct'] for record in records) / len(records):.1f}% right  "
+    return f"{100 * sum(record['correct'] for record in records) / len(records):.1f}% right"
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------------
@@ -277,12 +279,12 @@ def check_paths(**paths) -> None:
 
 
 def plain_output() -> None:
-    """Neither a character that the console's encoding lacks nor a reader that goes (| head) ends the run."""
-    for name in ("stdout", "stderr"):
+    """Neither characters that the console lacks, bytes that are none nor a reader that goes (| head) ends the run."""
+    for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-            setattr(sys, name, Lasting(stream))
+            setattr(sys, name, Lasting(stream) if name != "stdin" else stream)
 
 
 class Lasting:
@@ -311,23 +313,25 @@ class Lasting:
 class Progress:
     """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file.
 
-    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none."""
+    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none. first: done before. always:
+    a line in a log file, too."""
 
-    def __init__(self, what: str, size: int, file, quiet: float = 0.0):
-        self.what, self.size, self.file, self.start, self.shown = what, size, file, time.time(), 0
-        self.quiet, self.terminal = quiet, file.isatty()
+    def __init__(self, what: str, size: int, file, quiet: float = 0.0, first: int = 0):
+        self.what, self.size, self.file, self.start, self.first = what, size, file, time.time(), first
+        self.quiet, self.terminal, self.shown = quiet, file.isatty(), 10 * first // size
         self.full, self.empty = "━─" if (file.encoding or "").lower().startswith("utf") else "#."
 
     def __call__(self, done: int, text: str = "", always: bool = False) -> None:
-        """always: a line in a log file, too."""
         tenth, last, spent = 10 * done // self.size, done == self.size, time.time() - self.start
         if self.terminal or spent >= self.quiet and (always or last or tenth > self.shown):
-            left = spent / max(1, done) * (self.size - done)
+            left = spent / max(1, done - self.first) * (self.size - done)
             bar = self.full * (20 * done // self.size)
-            line = (f"{self.what} {done:>{len(str(self.size))}}/{self.size} {bar:{self.empty}<20} {text}"
-                    f"{left // 60:.0f}:{left % 60:02.0f} left")
-            end = "" if self.terminal and not last else "\n"
-            print(f"\r{line:<100}" if self.terminal else line, end=end, file=self.file, flush=True)
+            line = (f"{self.what} {done:>{len(str(self.size))}}/{self.size} {bar:{self.empty}<20} "
+                    f"{left // 60:.0f}:{left % 60:02.0f} left  {text}").rstrip()
+            if self.terminal:  # a longer line would be broken, and no longer redrawn
+                width = shutil.get_terminal_size().columns - 1
+                line = f"\r{line[:width]:<{width}}"
+            print(line, end="" if self.terminal and not last else "\n", file=self.file, flush=True)
         self.shown = tenth
 
 
@@ -345,8 +349,8 @@ def make_parser() -> Parser:
     what.add_argument("--data", metavar="PATH", help="folder with test.jsonl or test.csv, or a JSONL or CSV file, of a "
                       "kind in data/README.md (default: the adapter's folder, else data/equations)")
     what.add_argument("--kind", choices=KINDS, help="how answers are graded (default: told by the fields)")
-    what.add_argument("--ask", metavar="QUESTION", help="print the answers to it, in the words of the adapter's "
-                      "training; - for a question a line from standard input")
+    what.add_argument("--ask", metavar="QUESTION", help="what base and adapters answer to it, asked in the words of "
+                      "the training; - reads questions from standard input, one a line")
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
     ask.add_argument("--prompt", metavar="P",
@@ -375,9 +379,9 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     for name, low in dict(limit=1, max_new_tokens=1, samples=1, few_shot=0).items():
         if getattr(args, name) is not None and getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: want {low} or more")
-    for name in ("data", "kind", "limit", "few_shot", "few_shot_from", "k", "out", "regrade"):
-        if args.ask is not None and getattr(args, name) not in (None, []):
-            parser.error(f"--ask QUESTION grades nothing: leave out --{name.replace('_', '-')}")
+    graded = {"data", "kind", "limit", "few_shot", "few_shot_from", "k", "batch_size", "out", "regrade"} & parser.given
+    if args.ask is not None and graded:
+        parser.error(f"--ask QUESTION grades nothing: leave out --{min(graded).replace('_', '-')}")
     if args.ask is not None and not args.ask.strip():
         parser.error("--ask: the question is empty")
     if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size) > 0):
@@ -560,6 +564,8 @@ def main(argv=None):
         for folder in folders.values():
             remove_lora(load_adapter(model, folder))
         samples = Samples(args.out, settings_of(args, base, adapters, asked))
+    except BrokenPipeError:  # as in "| head"
+        raise
     except (ValueError, OSError) as error:
         parser.error(error)
 
@@ -644,8 +650,8 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
     """The graded records of one adapter, those that --out holds already among them."""
     records = [record for record in samples.records if record["adapter"] == adapter]
     done = {(record["id"], record["sample"]) for record in records}
-    name = printable("base" if adapter == "none" else adapter)
-    progress = Progress(name, len(asked.prompts) * args.samples, sys.stderr, quiet=10)
+    progress = Progress(printable("base" if adapter == "none" else adapter), len(asked.prompts) * args.samples,
+                        sys.stderr, quiet=10, first=len(records))
     if folder:
         load_adapter(model, folder)
     for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
@@ -666,30 +672,32 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     """Prints the answers of the base and of each adapter to --ask, or to each line of standard input."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     encoding, model = load_tokenizer(base), load_model(base, dtype, device)
-    trained = {name: training_of(folder) for name, folder in adapters.items() if folder}
-    words = {name: wording(args.prompt, trained.get(name) or next(iter(trained.values()), {})) for name in adapters}
-    chat = chat_for([], base, encoding, needed=any(protocol.chat for protocol in words.values()))
-    for question in [args.ask] if args.ask != "-" else filter(str.strip, sys.stdin):
-        for name, folder in adapters.items():
-            protocol, generator = words[name], torch.Generator().manual_seed(args.seed % 2**63)
-            bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
-            prompt = protocol.encode(encoding, dict(problem=question.strip()), bos, chat)
+    folders = [folder for folder in adapters.values() if folder]
+    for folder in folders:  # each is looked at before anything is asked
+        remove_lora(load_adapter(model, folder))
+    words = {(training["prompt"], training["system"]) for training in map(training_of, folders)}
+    (prompt, system), *other = words if words and args.prompt is None else [(args.prompt, None)]
+    if other:
+        raise ValueError("--ask: the adapters were trained in different words: ask one at a time, or give --prompt")
+    protocol = Protocol(prompt, "math", system=system)
+    chat = chat_for([], base, encoding, needed=protocol.chat)
+    bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
+    for question in [args.ask] if args.ask != "-" else filter(None, map(str.strip, sys.stdin)):
+        if args.ask == "-" and not sys.stdin.isatty():
+            print(f"\n> {printable(question)}")
+        prompt = protocol.encode(encoding, dict(form="prompt", problem=question), bos, chat)
+        for name, folder in ({"none": None} | adapters).items():
             if folder:
                 load_adapter(model, folder)
             print(f"\n{printable('base' if name == 'none' else name)}:", flush=True)
+            generator = torch.Generator().manual_seed(args.seed % 2**63)
             for _ in range(args.samples):
                 answer = Answer(encoding, ends, protocol.cut)
-                model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
-                               args.top_p, generator, answer.add)
+                with contextlib.suppress(StopIteration):
+                    model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
+                                   args.top_p, generator, answer.add)
                 answer.show(whole=True)
             remove_lora(model)
-
-
-def wording(prompt: str | None, training: dict) -> Protocol:
-    """--prompt, else the words of an adapter's training, else those of train.py's default."""
-    protocol = Protocol(prompt or training.get("prompt"), "math")
-    protocol.system = None if prompt else training.get("system")
-    return protocol
 
 
 class Answer:
@@ -697,29 +705,30 @@ class Answer:
 
     def __init__(self, encoding: Encoding, ends: tuple[int, ...], cut: str):
         self.encoding, self.ends, self.cut, self.tokens, self.shown = encoding, ends, cut, [], 0
-        self.live = sys.stdout.isatty()
 
     def add(self, _, token: int) -> None:
+        """StopIteration where a next problem begins: what follows is not shown."""
         self.tokens.append(token)
-        if self.live:
-            self.show()
+        if self.show():
+            raise StopIteration
 
-    def show(self, whole: bool = False) -> None:
-        """The text that is new; whole: nothing follows."""
+    def show(self, whole: bool = False) -> bool:
+        """Prints the text that is new; whole: nothing follows. True where a next problem begins after it."""
         ended = self.tokens[-1:] and self.tokens[-1] in self.ends
         text = decode(self.encoding, self.tokens[:-1] if ended else self.tokens)
         text, invented, _ = text.partition(self.cut) if self.cut else (text, "", "")
         if not (whole or ended or invented):  # a character may be in two tokens, a next problem may begin
             text = text.rstrip("\ufffd")[: -len(self.cut) or None]
         text = printable(text.lstrip())
-        print(text[self.shown :], end="", flush=True)
-        self.shown = max(self.shown, len(text))
-        if whole:
-            print("" if ended or invented else f" [cut off after {len(self.tokens)} tokens]")
+        if whole or sys.stdout.isatty():
+            end = "\n" if ended or invented else f" [cut off after {len(self.tokens)} tokens]\n"
+            print(text[self.shown :], end=end * whole, flush=True)
+            self.shown = max(self.shown, len(text))
+        return bool(invented)
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\neval_pass1.py: interrupted; with --out the same command goes on from here")
+        sys.exit("\neval_pass1.py: interrupted; an evaluation with --out goes on from here by the same command")

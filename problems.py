@@ -282,8 +282,9 @@ def line_feeds(text: str) -> str:
 class Protocol:
     """How a problem is put to the model: the wording of one kind of problem, and worked examples before it."""
 
-    def __init__(self, name: str | None, kind: str, form: str = "problem"):
-        """name: one of PROTOCOLS, a format string with {problem}, or None: as training asks. ValueError for others."""
+    def __init__(self, name: str | None, kind: str, form: str = "problem", system: str | None = None):
+        """name: one of PROTOCOLS, a format string with {problem}, or None: as training asks; ValueError for others.
+        system: the message before a chat."""
         name = name or ("plain" if form == "problem" else "own")
         if name not in PROTOCOLS and "{problem}" not in name:
             raise ValueError(f"--prompt {name!r}: want one of {', '.join(PROTOCOLS)}, or a text with {{problem}} in "
@@ -300,7 +301,7 @@ class Protocol:
         self.shots, self.max_new_tokens, self.question, self.answer = entry.get(kind, entry["math"])
         first = self.question.partition("{problem}")[0].strip().partition("\n")[0]
         self.cut = f"\n{first}" if ":" in first else ""  # how an invented next problem would begin: "Problem:", "Q:"
-        self.examples, self.system = [], None
+        self.examples, self.system = [], system
 
     def take_examples(self, tests: list[dict], data: str | Path, count: int | None = None, source=None) -> None:
         """Takes count worked examples (None: the protocol's number): the first that are not among the tests.

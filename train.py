@@ -30,7 +30,7 @@ from hf import (COPIED, copy_tokenizer, layer_size, load_adapter, load_model, lo
                 save_adapter, save_model, targeted, write_json)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, train)
-from problems import (Encoding, asking, begin_token, chat_for, data_file, draw, encode_examples, encode_prompt,
+from problems import (PROMPT, Encoding, asking, begin_token, chat_for, data_file, draw, encode_examples, encode_prompt,
                       end_tokens, load_problems)
 
 HERE = Path(__file__).resolve().parent
@@ -220,6 +220,7 @@ class Run:
     problems: list[dict]
     n_tests: int  # of which the problems are drawn
     shown: list[dict]
+    question: str  # a short one of the data, to be asked next
     asked: dict  # how a question is put: training.json's prompt and system
     noun: str  # what they are called
     chat: object  # the base's chat template, None where no data are messages
@@ -255,7 +256,7 @@ def main(argv=None):
     announce(args, run, method)
     val_loss = evaluate(run.model, run.val_batches) if run.val_batches else None
     before = answer(run, "before")
-    rows = fit(parser, args, run, method, folder / "metrics.csv")
+    rows = fit(parser, args, run, method, before, folder / "metrics.csv")
     save(args, run, method, folder)
     after = answer(run, "after")
     if args.merge:
@@ -310,11 +311,13 @@ def load(args, base: Path) -> Run:
     asked = test_problems or (val_problems or train_problems)[:50] * (args.eval_problems > 0)
     prompts = [encode_prompt(encoding, p, begin_token(encoding, model.config), chat) for p in asked]  # or is refused
     fitting = [p for p, ids in zip(asked, prompts) if 0 < len(ids) < model.config.max_position_embeddings]
+    questions = (" ".join(p["problem"].split()) for p in asked + train_problems)
+    question = next((q for q in questions if 0 < len(q) < 100 and q[0] != "-" and q == printable(q)), "-")
     val_examples.sort(key=lambda example: len(example[0]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
     return Run(base, model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems, len(tests), fitting[: not test_problems], asking(train_problems), noun,
-               chat)
+               len(val_examples), test_problems, len(tests), fitting[: not test_problems], question,
+               asking(train_problems), noun, chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
@@ -446,18 +449,19 @@ def answer(run: Run, when: str) -> list[dict]:
     return records
 
 
-def fit(parser: Parser, args, run: Run, method: Method, metrics: Path) -> list[dict]:
+def fit(parser: Parser, args, run: Run, method: Method, before: list[dict], metrics: Path) -> list[dict]:
     """Trains; a row of metrics a step. A run that diverges ends here, in one line."""
     if args.compile:
         run.model.compile()  # in place: no wrapper whose name would get into the adapter's keys
     batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed)
     progress, val = Progress("step", args.steps, sys.stdout), ""
+    known = f"  pass@1 {100 * summarize(before)['pass1']:.1f}%" if run.problems and progress.terminal else ""
 
     def log(row):
         nonlocal val
         fresh = row["val_loss"] is not None
         val = f"  val {row['val_loss']:.4f}" if fresh else val
-        progress(row["step"], f"loss {row['loss']:.4f}{val}  {row['tokens_per_s']:,.0f} tok/s  ", always=fresh)
+        progress(row["step"], f"loss {row['loss']:.4f}{val}{known}  {row['tokens_per_s']:,.0f} tok/s", always=fresh)
 
     try:
         rows = train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
@@ -565,16 +569,14 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
 
 def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
-    question = " ".join((run.problems or run.shown or [dict(problem="")])[0]["problem"].split())
-    if args.method != "full" and 0 < len(question) < 100 and question == printable(question):
-        adapters = ["--adapter", "none", "--adapter", short(folder)] if args.out else []  # else it is the newest
-        print(f"  {shlex.join(['python', 'eval_pass1.py', *adapters, '--ask', question])}")
-    if args.method != "full" and not run.shown:
-        command = ["python", "eval_pass1.py", "--adapter", short(folder)]
+    model = ["--base", short(folder), "--adapter", "none"] if args.method == "full" else ["--adapter", short(folder)]
+    words = ["--prompt", run.asked["prompt"]] if args.method == "full" and run.asked["prompt"] != PROMPT else []
+    newest = args.method != "full" and Path(short(folder)).parent == Path("out")  # --ask finds it by itself
+    print(f"  {shlex.join(['python', 'eval_pass1.py', *model * (not newest), *words, '--ask', run.question])}")
+    if not run.shown:
         tested = args.data if Path(args.data).is_dir() and data_file(args.data, "test").is_file() else args.val
-        if tested and Path(tested) != HERE / "data/equations":
-            command += ["--data", short(tested)]
-        print(f"  {shlex.join(command)}")
+        other = ["--data", short(tested)] if tested and Path(tested) != HERE / "data/equations" else []
+        print(f"  {shlex.join(['python', 'eval_pass1.py', *model, *other])}")
     if args.method == "lora-alpha" and args.out is args.alpha is args.c is args.init is None and "--method" not in argv:
         print(f"  {shlex.join(['python', 'train.py', *argv, '--method', 'lora'])}")
 

@@ -145,7 +145,7 @@ def test_the_next_command_is_quoted_for_a_shell(trained):
     _, stdout = trained
     asked, evaluated = (shlex.split(line) for line in stdout.splitlines() if line.startswith("  python eval_pass1.py"))
     assert evaluated[evaluated.index("--adapter") + 1] == "a run" and "--base" not in evaluated  # the adapter names it
-    assert asked[2:7] == ["--adapter", "none", "--adapter", "a run", "--ask"] and len(asked) == 8
+    assert asked[2:5] == ["--adapter", "a run", "--ask"] and len(asked) == 6
 
 
 def test_the_loops_line_says_how_many_epochs_the_steps_are(trained):

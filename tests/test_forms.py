@@ -235,7 +235,7 @@ def test_each_form_trains_and_shows_loss_perplexity_and_an_example(rows, learn, 
     assert "11 training and 1 validation examples" in done.stdout and "1 steps of 4 examples" in done.stdout
     assert re.search(r"\nexample .+\n  before .*(\n.*)*  after  .*(\n.*)*  gold   .+\n", done.stdout)
     assert "pass@1" not in done.stdout and "problem" not in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("  python eval_pass1.py --adapter none --adapter o --ask")
+    assert done.stdout.splitlines()[-1].startswith("  python eval_pass1.py --adapter o --ask")
 
 
 @pytest.mark.parametrize("rows", [PROMPTS, CHATS, TURNS], ids=["prompt", "messages", "turns"])

@@ -166,7 +166,7 @@ def test_the_commands_and_the_code_work(place, capsys):
     ours = load_adapter(load_model("FOLDER", torch.float32), "OUT")(idx)[0]
     assert torch.allclose(names["model"](idx).logits, ours, atol=1e-4)
 
-    eval_pass1.main(command("eval_pass1.py", "--ask"))
+    eval_pass1.main(command("eval_pass1.py", "--ask", "OUT"))
     assert "\nOUT:\n" in capsys.readouterr().out
     eval_pass1.main(command("eval_pass1.py"))
     said = capsys.readouterr().out.splitlines()

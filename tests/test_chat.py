@@ -119,8 +119,8 @@ def compare(chat, theirs, count):
     return seen
 
 
-THINKS = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<think>' if loop.last and m.role == 'assistant' "
-          "else '') + m.content + '<|endoftext|>\n' }}{% endfor %}"
+THINKS = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<think>' if loop.last and m.role == '"
+          "assistant' else '') + m.content + '<|endoftext|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")  # shown in the last turn alone
 SMALL = {
     "turn by turn": (lambda folder: train_tokenizer(folder), THINKS, {}),

@@ -4,8 +4,7 @@
     python eval_pass1.py --adapter out/NAME --data FOLDER_OR_FILE --prompt PROTOCOL
     python eval_pass1.py --regrade FILE            grades stored answers anew, without a model
 
-MATH, GSM8K and GPQA, by published protocols, graded exactly. Problems are the sampling unit of every interval (Miller
-2024, "Adding Error Bars to Evals").
+Answers are graded exactly; problems are the unit of every interval (Miller 2024, "Adding Error Bars to Evals").
 """
 
 import argparse
@@ -24,10 +23,10 @@ from pathlib import Path
 import torch
 
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
-from hf import load_adapter, load_model, load_tokenizer, read_json, write_json
+from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, decode, encode_prompt, end_tokens, help_prompts,
-                      level_name, load_chat, load_tests, read_rows)
+from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, encode_prompt,
+                      end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
 
@@ -56,10 +55,8 @@ def wilson(mean: float, n: float) -> tuple[float, float]:
 def pass1_interval(correct: list[int], samples: int = 1) -> tuple[float, float, float]:
     """pass@1 and its 95% interval: (mean, low, high), as fractions. correct[i] of `samples` answers to problem i right.
 
-    Problems are the unit (Miller 2024). One sample each: Wilson's interval. Several: mean ± Z·SE with
-    SE = √(Σ(p_i - mean)²/(N-1)/N); near 0 and 1, where that falls short, Wilson's of the mean(1 - mean)/SE² problems
-    that would have this SE. Checked by test_eval.py::test_the_interval_covers_the_truth.
-    """
+    One sample each: Wilson's interval. Several: mean ± Z·SE, SE = √(Σ(p_i - mean)²/(N-1)/N); near 0 and 1 Wilson's of
+    the mean(1 - mean)/SE² problems of this SE. Checked by test_eval.py::test_the_interval_covers_the_truth."""
     N = len(correct)
     if N == 0 or samples < 1 or not all(0 <= c <= samples for c in correct):
         raise ValueError(f"{N} problems of {samples} samples: want at least one of each, and 0 to {samples} correct")
@@ -75,11 +72,8 @@ def pass1_interval(correct: list[int], samples: int = 1) -> tuple[float, float, 
 def paired_difference(first: list[int], other: list[int], samples: int = 1) -> tuple[float, float, float, float]:
     """other's pass@1 minus first's on the same problems: (difference, low, high, p), the first three as fractions.
 
-    The 95% interval is from the differences problem by problem (Miller 2024); with one sample each as Agresti and Min
-    (2005) have it, half a problem more in each of four cells, so that it is honest where the two hardly differ. p is
-    McNemar's exact one, two-sided: how often a fair coin would part the problems that one solved more often than the
-    other as unevenly.
-    """
+    The interval is of the differences by problem (Miller 2024); for one sample each Agresti and Min's (2005), with half
+    a problem more in each of four cells. p is McNemar's exact one, two-sided."""
     N = len(first)
     differences = [(b - a) / samples for a, b in zip(first, other, strict=True)]
     up, down, mean = sum(d > 0 for d in differences), sum(d < 0 for d in differences), sum(differences) / N
@@ -99,9 +93,8 @@ def auto_batch_size(model: GPT, tokens: int) -> int:
     """As many rows of that many tokens as their keys and values fit half of the free GPU memory, or 2 GiB on a CPU."""
     weight, config = model.model.embed_tokens.weight, model.config
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * weight.element_size()
-    if weight.device.type != "cuda":
-        return max(1, min(100, 2**31 // row))
-    return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // row))
+    most, room = (256, torch.cuda.mem_get_info()[0] // 2) if weight.device.type == "cuda" else (100, 2**31)
+    return max(1, min(most, room // row))
 
 
 def answers(model: GPT, encoding: Encoding, problems: list[dict], prompts: list[list[int]], cut: str,
@@ -111,9 +104,7 @@ def answers(model: GPT, encoding: Encoding, problems: list[dict], prompts: list[
     """Completes and grades; yields the records of a batch at a time, but for the (id, sample) pairs that are done.
 
     A completion ends before an end token, or where it begins a next problem of its own invention: at cut. Batches are
-    of like length, and the same in a run that goes on after a stop. Every sample has its own random numbers, by seed,
-    problem and number, so that they do not depend on the batch.
-    """
+    the same in a run that goes on after a stop, and random numbers are a sample's own, by seed, problem and number."""
     context = model.config.max_position_embeddings
     rows = sorted(((i, n) for i in range(len(problems)) for n in range(samples)), key=lambda row: len(prompts[row[0]]))
     for start in range(0, len(rows), batch_size):
@@ -154,11 +145,13 @@ def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 
 
-def solve(model: GPT, encoding: Encoding, problems: list[dict]) -> list[dict]:
+def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_new_tokens: int = 256) -> list[dict]:
     """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
     bos = begin_token(encoding, model.config)
-    prompts = [encode_prompt(encoding, problem, bos) for problem in problems]
-    batches = answers(model, encoding, problems, prompts, "\nProblem:", end_tokens(encoding, model.config))
+    prompts = [encode_prompt(encoding, problem, bos, chat) for problem in problems]
+    cut = "\nProblem:" if all(problem.get("form", "problem") == "problem" for problem in problems) else ""
+    ends = end_tokens(encoding, model.config, chat is not None)
+    batches = answers(model, encoding, problems, prompts, cut, ends, max_new_tokens)
     return sorted((record for batch in batches for record in batch), key=lambda record: record["id"])
 
 
@@ -219,8 +212,7 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
     if not details:
         return
     lines = [(f"pass@{k}, %", [f"{100 * s['pass_at_k'][k]:.1f}" for s in summaries.values()]) for k in ks]
-    if any(record["kind"] == "choice" for record in next(iter(columns.values()))):
-        lines.append(("chance, %", ["25.0"] * len(columns)))
+    lines += [("chance, %", ["25.0"] * len(columns))] * (next(iter(columns.values()))[0]["kind"] == "choice")
     lines.append(("mean tokens", [f"{s['mean_tokens']:.1f}" for s in summaries.values()]))
     for name in ("no_answer", "truncated", "too_long"):
         if name != "too_long" or any(s[name] for s in summaries.values()):
@@ -228,11 +220,11 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
     lines.append(("problems/s", [f"{s['problems_per_s'] or 0:.1f}" for s in summaries.values()]))
     for name, texts in lines:
         print(f"{name:{left + 8}}" + "".join(f"{text:>{width}}" for text in texts))
+    test = "McNemar's exact" if first["samples"] == 1 else "sign test's"
     (name, records), *others = columns.items()
     for other, its in others:
         counts = [[sum(s) for s in by_problem(column).values()] for column in (records, its)]
         mean, low, high, p = paired_difference(*counts, first["samples"])
-        test = "McNemar's exact" if first["samples"] == 1 else "sign test's"
         print(f"{other} - {name}: {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], paired by problem; "
               f"{test} p = {p:.2g}")
 
@@ -289,24 +281,20 @@ def printable(text: str) -> str:
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument("--base", metavar="FOLDER", default=HERE / "data/base", help="model folder (default: data/base)")
-    what.add_argument("--adapter", metavar="FOLDER", action="append",
-                      help="PEFT adapter folder, or none for the base alone; may be given several times (default: none "
-                           "and the newest under out/)")
-    what.add_argument("--data", metavar="PATH", default=HERE / "data/equations",
-                      help="folder with test.jsonl or test.csv, a JSONL file in MATH's or GSM8K's fields, or a CSV "
-                           "file in GPQA's (default: data/equations)")
+    what.add_argument("--base", metavar="MODEL", help="folder or hub name (default: the adapter's, else data/base)")
+    what.add_argument("--adapter", metavar="FOLDER", action="append", help="PEFT folder or hub name, or none for the "
+                      "base alone; may be given several times (default: none and the newest under out/)")
+    what.add_argument("--data", metavar="PATH", help="folder with test.jsonl or test.csv, or a JSONL or CSV file, of a "
+                      "kind in data/README.md (default: the adapter's folder, else data/equations)")
     what.add_argument("--kind", choices=KINDS, help="how answers are graded (default: told by the fields)")
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
-    ask.add_argument("--prompt", default="plain", metavar="P",
+    ask.add_argument("--prompt", metavar="P",
                      help=f"{', '.join(PROTOCOLS)}, or a text with {{problem}} in it; \\n in it is a line feed, but "
-                          "in LaTeX's commands (\\neq, \\nu) (default: plain)")
+                          "in LaTeX's commands (\\neq, \\nu) (default: as train.py asks such data)")
     ask.add_argument("--help-prompts", action="store_true", help="print every named protocol in full, and end")
-    ask.add_argument("--few-shot", type=int, metavar="K",
-                     help="worked examples before the problem (default: the protocol's)")
-    ask.add_argument("--few-shot-from", metavar="FILE",
-                     help="where they are from, in order (default: train.jsonl or train.csv of the --data folder)")
+    ask.add_argument("--few-shot", type=int, metavar="K", help="worked examples first (default: the protocol's)")
+    ask.add_argument("--few-shot-from", metavar="FILE", help="where they are from (default: --data's train file)")
     ask.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the protocol's)")
     ask.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each problem (default: 1)")
     ask.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
@@ -315,10 +303,8 @@ def make_parser() -> Parser:
     ask.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of --limit (default: 0)")
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", default="auto", metavar="N", help="prompts at a time, or auto (default: auto)")
-    run.add_argument("--out", metavar="FOLDER", help="writes samples.jsonl, a line a sample, batch by batch, and "
-                                                     "summary.json; a run that was stopped goes on from there")
-    run.add_argument("--regrade", metavar="FILE", help="no model: grades the lines of a samples.jsonl, or of any "
-                                                       "JSONL with response and gold, anew")
+    run.add_argument("--out", metavar="FOLDER", help="for samples and summary; a stopped run goes on from there")
+    run.add_argument("--regrade", metavar="FILE", help="grades a samples.jsonl, or any response and gold, anew")
     return parser
 
 
@@ -326,11 +312,9 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     """The parser, for errors found later, and the flags, checked each by itself and against each other."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    for name in ("limit", "max_new_tokens", "samples"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: want 1 or more")
-    if args.few_shot is not None and args.few_shot < 0:
-        parser.error(f"--few-shot {args.few_shot}: want 0 or more")
+    for name, low in dict(limit=1, max_new_tokens=1, samples=1, few_shot=0).items():
+        if getattr(args, name) is not None and getattr(args, name) < low:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: want {low} or more")
     if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size) > 0):
         parser.error(f"--batch-size {args.batch_size}: want auto, or 1 or more")
     if not (0 <= args.temperature < math.inf and 0 < args.top_p <= 1):
@@ -342,17 +326,67 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     return parser, args
 
 
+def sha256_of(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def base_sha256(folder: str | Path) -> str:
+    """What `cat model*.safetensors | sha256sum` prints in a base's folder."""
+    return sha256_of(sorted(Path(folder).glob("model*.safetensors")) or sorted(Path(folder).glob("*.safetensors")))
+
+
 def weights_of(folder: str | Path) -> dict[str, str]:
     """{file: sha256} of what makes a model or an adapter: weights, configs, tokenizer."""
-    found = {}
-    for path in sorted(Path(folder).glob("*")):
-        if path.suffix in (".safetensors", ".json", ".tiktoken", ".model", ".jinja") and path.name != "run.json":
-            digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                while block := file.read(2**24):
-                    digest.update(block)
-            found[path.name] = digest.hexdigest()
-    return found
+    return {path.name: sha256_of([path]) for path in sorted(Path(folder).glob("*")) if path.name != "run.json"
+            and path.suffix in (".safetensors", ".json", ".tiktoken", ".model", ".jinja")}
+
+
+def training_of(adapter: Path) -> dict[str, str | None]:
+    """base, base_sha256, prompt and system of an adapter's training.json; the base is else adapter_config.json's."""
+    found = {"base": read_json(adapter / "adapter_config.json").get("base_model_name_or_path")}
+    found |= read_json(adapter / "training.json") if (adapter / "training.json").is_file() else {}
+    return {name: found[name] if isinstance(found.get(name), str) else None
+            for name in ("base", "base_sha256", "prompt", "system")}
+
+
+def pick_base(given: str | None, adapters: dict[str, Path]) -> tuple[str, Path]:
+    """Name and folder of the base: given, else that of the adapters' training, else data/base. Says what is odd."""
+    folder = resolve(given, "--base") if given else None
+    trained = {name: training_of(path) for name, path in adapters.items()}
+    bases = sorted({training["base"] for training in trained.values() if training["base"]})
+    weights, ours = {training["base_sha256"] for training in trained.values()}, str(HERE / "data/base")
+    if not given and len(bases) > 1 and (len(weights) > 1 or None in weights):
+        raise ValueError(f"the adapters were trained on different bases, {', '.join(bases)}: give one with --base")
+    base = given or (bases or [ours])[0]
+    if not given and os.path.isabs(base) and not Path(base).exists() and weights <= {None, base_sha256(ours)}:
+        base = ours  # the path is of another machine
+    folder = folder or resolve(base, "--base is not given, and the adapter was trained on")
+    digest = base_sha256(folder) if weights - {None} else None
+    for name, training in trained.items():
+        own, known = training["base"] or ("" if given else "an unnamed base"), training["base_sha256"]
+        if known not in (None, digest):
+            print(f"warning: {name} was trained on {own}, with other weights than those of {base}")
+        elif own and own != base and not (Path(own).exists() and Path(own).samefile(folder)):
+            print(f"{name} was trained on {own}, here it is on {base}" + ", with the same weights" * bool(known))
+    if not given and not folder.samefile(ours):
+        print(f"base {base}, as in training; --base gives another")
+    return base, folder
+
+
+def pick_data(adapters: dict[str, Path]) -> Path:
+    """The data folder of the adapters' runs, by run.json, where it has test problems here; else data/equations."""
+    runs, ours = [folder / "run.json" for folder in adapters.values()], HERE / "data/equations"
+    named = [*{str(read_json(run).get("data")) for run in runs if run.is_file()}]
+    data = Path(named[0]) if len(named) == 1 else ours
+    if not data.is_dir() or data.samefile(ours) or not data_file(data, "test").is_file():
+        return ours
+    print(f"data {data}, as in training; --data gives other")
+    return data
 
 
 def remove_lora(model: GPT) -> None:
@@ -379,9 +413,7 @@ class Samples:
         elif any(path.suffix != ".tmp" and path.name[0] != "." for path in Path(out).iterdir()):
             raise ValueError(f"--out {out} holds files that are no run of eval_pass1.py: choose another folder")
         write_json(Path(out, "settings.json"), settings)
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
+        data = self.path.read_bytes() if self.path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]  # without the line in which the run was stopped
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
@@ -426,8 +458,6 @@ def regrade(args) -> None:
     print_table({"base" if name == "none" else name: column for name, column in columns.items()})
     if judged:
         print(f"{judged:,} had a verdict; {len(changed):,} have another now", *changed[:20], sep="\n")
-        if len(changed) > 20:
-            print(f"  and {len(changed) - 20:,} more")
 
 
 @dataclass
@@ -455,72 +485,73 @@ def main(argv=None):
             regrade(args)
             return
         adapters = pick_adapters(args)
-        model, encoding, asked = load(args)
-        for adapter in adapters:
-            if adapter != "none":
-                remove_lora(load_adapter(model, adapter))
-        samples = Samples(args.out, settings_of(args, adapters, asked))
+        folders = {name: folder for name, folder in adapters.items() if folder}
+        args.base, base = pick_base(args.base, folders)
+        args.data = args.data or pick_data(folders)
+        model, encoding, asked = load(args, base)
+        for folder in folders.values():
+            remove_lora(load_adapter(model, folder))
+        samples = Samples(args.out, settings_of(args, base, adapters, asked))
     except (ValueError, OSError) as error:
         parser.error(error)
 
     announce(args, asked, model.config.max_position_embeddings)
     columns = {}
-    for adapter in adapters:
+    for adapter, folder in adapters.items():
         name = "base" if adapter == "none" and "base" not in adapters else adapter
-        columns[name] = evaluate(args, model, encoding, asked, adapter, samples)
+        columns[name] = evaluate(args, model, encoding, asked, adapter, folder, samples)
     print_table(columns, args.k, details=True)
     if args.out:
         summaries = {name: summarize(records, args.k) for name, records in columns.items()}
         write_json(Path(args.out, "summary.json"), {**samples.settings, "models": summaries})
 
 
-def pick_adapters(args) -> list[str]:
-    """The adapter folders to evaluate, each once, "none" for the base alone."""
-    check_paths(base=args.base, data=args.data, few_shot_from=args.few_shot_from)
+def pick_adapters(args) -> dict[str, Path | None]:
+    """{name: folder} of the adapters to evaluate, each folder once; "none", which has no folder, is the base alone."""
+    check_paths(data=args.data, few_shot_from=args.few_shot_from)
     if not args.adapter:
         newest = sorted(Path("out").glob("*/adapter_config.json"), key=lambda path: path.stat().st_mtime)
-        return ["none", *(str(path.parent) for path in newest[-1:])]
-    folders = {}
-    for adapter in args.adapter:
-        if adapter != "none":
-            check_paths(adapter=adapter)
-        folders.setdefault(adapter if adapter == "none" else Path(adapter).resolve(), str(Path(adapter)))
-    return list(folders.values())
+        return {"none": None, **{str(path.parent): path.parent for path in newest[-1:]}}
+    adapters = {}
+    for name in args.adapter:
+        folder = None if name == "none" else resolve(name, "--adapter").resolve()
+        if folder not in adapters.values():
+            adapters[str(Path(name))] = folder
+    return adapters
 
 
-def load(args) -> tuple[GPT, Encoding, Asked]:
+def load(args, base: Path) -> tuple[GPT, Encoding, Asked]:
     """The base and its tokenizer, and what it is to be asked."""
     every = load_tests(args.data, args.kind)
     problems = every
     if args.limit is not None and args.limit < len(every):
         problems = [every[i] for i in sorted(random.Random(args.seed).sample(range(len(every)), args.limit))]
-    protocol = Protocol(args.prompt, problems[0]["kind"])
+    protocol = Protocol(args.prompt, problems[0]["kind"], problems[0]["form"])
     protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
     max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    encoding, model = load_tokenizer(args.base), load_model(args.base, dtype, device)
-    chat = load_chat(args.base, encoding) if protocol.chat else None
+    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
+    chat = (chat_for(problems, base, encoding) if protocol.name == "own" else
+            load_chat(base, encoding) if protocol.chat else None)
     turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
     turns = f", chat turns ({chat.source})" if chat else turns
     ends = end_tokens(encoding, model.config, bool(chat))
-    bos = begin_token(encoding, model.config)
-    prompts = [protocol.encode(encoding, problem, bos, chat) for problem in problems]
+    prompts = [protocol.encode(encoding, p, begin_token(encoding, model.config), chat) for p in problems]
     if not all(prompts):
-        raise ValueError(f"--prompt {args.prompt!r}: a problem's prompt has no token")
+        raise ValueError(f"--prompt {protocol.name}: a problem's prompt has no token")
     longest = min(model.config.max_position_embeddings, max(map(len, prompts)) + max_new_tokens)
     batch_size = auto_batch_size(model, longest) if args.batch_size == "auto" else int(args.batch_size)
     return model, encoding, Asked(problems, prompts, protocol, ends, max_new_tokens, batch_size, len(every), turns)
 
 
-def settings_of(args, adapters: list[str], asked: Asked) -> dict:
+def settings_of(args, base: Path, adapters: dict[str, Path | None], asked: Asked) -> dict:
     """All that a stored sample depends on, to tell whether --out goes on with the same run."""
     def digest(values):
         return hashlib.sha256(repr(values).encode()).hexdigest()
-
     stored = args.out is not None
     return dict(
-        base=stored and weights_of(args.base),
-        adapters={adapter: weights_of(adapter) if stored and adapter != "none" else {} for adapter in adapters},
+        base=stored and weights_of(base),
+        adapters={name: weights_of(folder) if stored and folder else {} for name, folder in adapters.items()},
         problems=digest([(p["id"], prompt) for p, prompt in zip(asked.problems, asked.prompts)]),
         gold=digest([p["answer"] for p in asked.problems]), kind=asked.problems[0]["kind"], prompt=args.prompt,
         few_shot=len(asked.protocol.examples), max_new_tokens=asked.max_new_tokens, samples=args.samples,
@@ -536,21 +567,19 @@ def announce(args, asked: Asked, context: int) -> None:
           f"{asked.problems[0]['kind']}, exact")
     if len(asked.problems) < asked.of:
         print(f"smoke test: a random {len(asked.problems):,} of {asked.of:,} problems, seed {args.seed}; no result")
-    cramped = sum(len(prompt) + asked.max_new_tokens > context for prompt in asked.prompts)
-    if cramped:
+    if cramped := sum(len(prompt) + asked.max_new_tokens > context for prompt in asked.prompts):
         over = sum(len(prompt) >= context for prompt in asked.prompts)
         print(f"{cramped:,} of {len(asked.prompts):,} prompts with {asked.max_new_tokens:,} new tokens exceed the "
-              f"context of {context:,}: {over:,} are not asked and count as wrong, {cramped - over:,} have less room "
-              "to answer")
+              f"context of {context:,}: {over:,} are not asked and count as wrong, {cramped - over:,} have less room")
     sys.stdout.flush()
 
 
-def evaluate(args, model: GPT, encoding: Encoding, asked: Asked, adapter: str, samples: "Samples") -> list[dict]:
+def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Path | None, samples) -> list[dict]:
     """The graded records of one adapter, those that --out holds already among them."""
     records = [record for record in samples.records if record["adapter"] == adapter]
     done = {(record["id"], record["sample"]) for record in records}
-    if adapter != "none":
-        load_adapter(model, adapter)
+    if folder:
+        load_adapter(model, folder)
     for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
                          asked.max_new_tokens, asked.batch_size, args.samples, args.temperature, args.top_p, args.seed,
                          done):
@@ -558,8 +587,7 @@ def evaluate(args, model: GPT, encoding: Encoding, asked: Asked, adapter: str, s
         samples.add(batch)
         records += batch
         if sys.stdout.isatty():
-            print(f"\r{printable(adapter)}: {len(records):,} of {len(asked.problems) * args.samples:,}", end="",
-                  flush=True)
+            print(f"\r{printable(adapter)}: {len(records)} of {len(asked.prompts) * args.samples}", end="", flush=True)
     if sys.stdout.isatty():
         print("\r" + " " * (len(adapter) + 30), end="\r")
     remove_lora(model)

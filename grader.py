@@ -3,13 +3,14 @@ r"""Whether the answer that a response states equals the gold one: exact, in pur
     is_correct(r"so \boxed{\frac12}", "0.5")          True; kind="gsm8k" is for GSM8K's numbers, "choice" for letters
     python grader.py "so \boxed{\frac12}" 0.5         the same, and how both were read
 
-Equal are the ways to write one thing: 1/2, 0.5, 2/4; 0.333... and 1/3; 2\frac34 and 2.75; 1,234 and 1234; √8 and
-2√2; (x+1)² and x²+2x+1; 3 ± 1 and 4, 2; lists and sets in any order, tuples, intervals and matrices in theirs; x = 5
-and 5; x > 3 and (3, ∞); an equation and its multiples; 5 cm and 5 (not 5 m); 10% and 10 (not 0.1) and 30° and 30 (not
-within sin), as MATH's answers have it. What may be read in two ways is read so that less is equal: letters alone are a
-name (AB is not BA, A·B is B·A), AB_{12} too; 3-2 is a score, 5 dozen 60, sin⁻¹ an inverse, ∞ - ∞ nothing. Outside of
-this grammar the same string without its blanks is equal, nothing else. No tolerance (0.333 is not 1/3), no float, no
-running of text, no judge and no guess: what can't be decided (a root of a sum) is wrong.
+Equal are the ways to write one thing: 1/2, 0.5, 2/4; 0.333... and 1/3; 2\frac34 and 2.75; 1,234 and 1234; √8 and 2√2;
+(x+1)² and x²+2x+1; 3 ± 1 and 4, 2; lists and sets in any order, tuples, intervals and matrices in theirs; x = 5 and
+5; x > 3 and (3, ∞); an equation and its multiples; (1+i)² and 2i; log₄ 8 and 3/2; arcsin 1 and π/2; gcd(4, 6) and 2;
+5 cm and 5 (not 5 m); 10% and 10 (not 0.1) and 30° and 30 (not within sin), as MATH's answers have it. What may be
+read in two ways is read so that less is equal: letters alone are a name (AB is not BA, A·B is B·A), AB_{12} too; 3-2
+is a score, 5 dozen 60, sin⁻¹ an inverse, ∞ - ∞ nothing. Outside of this grammar the same string without its blanks is
+equal, nothing else. No tolerance (0.333 is not 1/3), no float, no running of text, no judge and no guess: what can't
+be decided (a root of a sum) is wrong.
 
 Read it top to bottom. What each stage makes of "so \boxed{(\frac12, 2x)}":
 
@@ -24,8 +25,8 @@ Rationals are compared as rationals, all else by its value at a random point of 
 accident is out of the question, and x^p and x + p are not x, for exponents stay below 10^6 and numbers below p. Checked
 by test_grader.py::test_the_fields_are_what_the_grader_needs.
 Of 800 and 165 labelled MATH outputs 800 and 163 are decided as labelled, by Math-Verify 0.9.0 792 and 160; of 6,595 on
-GSM8K 6,592, 6,590; of 84 test cases of other graders 61, 61. A row of MATH takes 0.09 and 0.57 ms of CPU time here,
-1.70 and 21.20 ms there (python experiments/graders.py; row by row in tests/grading_notes.md).
+GSM8K 6,592, 6,590; of 84 test cases of other graders 63, 61. A row of MATH takes 0.09 and 0.68 ms of CPU time here,
+2.32 and 21.92 ms there (python experiments/graders.py; row by row in tests/grading_notes.md).
 """
 
 import argparse
@@ -199,7 +200,8 @@ CHANGING = re.compile(r"""(?i)"(?:squared|cubed|(?:tri|\w+u)pled|doubled|halved|
     |couple|myriad|\w*(?:teen|tie|lf|ion)ths?|\w+illions?)""", re.VERBOSE)  # words after a number that are no units
 NAMES = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
             "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell emptyset".split())
-FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd det max min".split())
+FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh log ln exp "
+                "lcm gcd det max min".split())
 SPELLED = FUNCTIONS - {"min", "max", "sec"}  # without a backslash, too; min and sec are units
 ACCENTS = set("overline bar vec hat mathbb mathcal overrightarrow".split())
 SYMBOLIC = NAMES | ACCENTS
@@ -215,12 +217,12 @@ TOKEN = re.compile(r"""
     | (?P<word> (?<![^,;=$\s])(?<![-+*/]\s)              # a date, a score
         [0-9]+(?:(?:-[0-9]+)+|(?:\s-\s[0-9]+)*\s-\s0[0-9]|(?:/[0-9]+){2,})(?=\s*(?:[,;$.]|\Z))
       | (?<=[\w)}$]\s)(?:to|by|of|is|in|on|at|as|vs|per)(?=\s+[\w(\\$]) )                       # 5 to 1, 2 by 3
-    | (?P<based> (?<![0-9A-F])(?:[0-9A-F]+|[0-9][0-9a-f]{0,9}(?=_\{1[1-6]))_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )
+    | (?P<based> (?<![0-9A-Za-z])(?:[0-9A-F]+|[0-9a-f]{2,9}(?=_\{1[1-6]))_(?:\{[0-9]{1,2}\}|[0-9](?![0-9])) )
     | [0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{[0-9]+\}|[0-9]) | [0-9]+(?:\.[0-9]+)? | \.[0-9]+  # numbers
     | (?P<letters> [a-zA-Z]+ ) | \\[a-zA-Z]+ | \\. | .""", re.VERBOSE | re.DOTALL)
 
 REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
-    (r"^\s*\*\*(.*)\*\*\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[1] or ""),               # **5**, =5
+    (r"^\s*(\*\*?|`)(.*)\1\s*\Z|^\s*=(?=\s*[^=\s])", lambda m: m[2] or ""),            # **5**, =5
     (r"\*\*", "^"), (r"(?<![\w.])([0-9.]{1,40})[eE]([+-]?[0-9]{1,9})(?!\w)", r"\1*10^{\2}"),  # 10**3, 1e3
     (r"\{([^{}]*)\\over(?![a-z])", r"\\frac{\1}{"), (r"\{([^{}]*)\\choose(?![a-z])", r"\\binom{\1}{"),
     (r"^((?:[^a-zA-Z+=]|\\d?frac|\\sqrt)*[0-9})])(?:\s|\\[,; ]|~)+((?:[msLgh]|km)(?:/(?:h|s|min))?)(?![a-zA-Z/])"
@@ -275,7 +277,7 @@ def tokens_in(match: re.Match) -> list[str]:
     if match["based"]:
         digits, base = re.sub("[{}]", "", token).split("_")
         if digits.isalpha():
-            return [digits, "_", base]  # the names A_1 and AB_12
+            return [digits.upper() if base == "16" else digits, "_", base]  # the names A_1 and AB_12
         try:
             return [str(int(digits, int(base) or 1))]  # 1011_2 is 11
         except ValueError:  # 129_2
@@ -341,6 +343,31 @@ def need(condition: object) -> None:
 # it is a product (each one's power is odd, so that with them it counts as positive), or None if it may be negative.
 # A name is a random number (a square), a function a random function of its argument's value.
 Residue = namedtuple("Residue", "p q names")
+
+
+class Gauss(namedtuple("Gauss", "real imag")):
+    """real + imag·i modulo p, for -1 is no square in these fields; % p makes it a plain int where it is one."""
+
+    def __add__(self, other):
+        return Gauss(self.real + other.real, self.imag + other.imag)
+
+    def __mul__(self, other):
+        return Gauss(self.real * other.real - self.imag * other.imag, self.real * other.imag + self.imag * other.real)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __mod__(self, p):
+        return Gauss(self.real % p, self.imag % p) if self.imag % p else self.real % p
+
+    def __pow__(self, n, p):
+        if n < 0:
+            return pow(Gauss(self.real, -self.imag) * pow(self.norm(), -1, p) % p, -n, p)
+        return (pow(self * self % p, n // 2, p) if n > 1 else 1) * (self if n % 2 else 1) % p
+
+    def norm(self):
+        return self.real**2 + self.imag**2
+
+
 OPEN, CLOSE = ("(", "[", "{", "\\{", "\\langle"), (")", "]", "}", "\\}", "\\rangle")
 ORDERS = {"<": "<", "\\le": "\\le", "\\ne": "\\ne", ">": "<", "\\ge": "\\le"}  # 3 > x is x < 3
 NAMED = re.compile(r"""                                  # what may stand before the = of an answer:
@@ -349,6 +376,8 @@ NAMED = re.compile(r"""                                  # what may stand before
     | \\[a-zA-Z]+(?:\{?[a-zA-Z]{1,3}\}?)? | \"[^0-9]*    # \theta, \overline{AB}, words""", re.VERBOSE)
 SQUARES = {k: Fraction(n, 4) for n, at in enumerate([[0], [2, 10], [3, 9], [4, 8], [6]]) for k in at}  # of sin(k·π/12)
 RATIOS = {"\\tan": ("\\sin", "\\cos"), "\\cot": ("\\cos", "\\sin"), "\\sec": ("", "\\cos"), "\\csc": ("", "\\sin")}
+ARCS = {"\\arcsin": ("\\sin", range(-6, 7)), "\\arccos": ("\\cos", range(13)), "\\arctan": ("\\tan", range(-5, 6))}
+SEVERAL = {"\\gcd": lambda n: math.gcd(*n), "\\lcm": lambda n: math.lcm(*n), "\\max": max, "\\min": min}
 FREE = re.compile(r"[a-z]=[a-z]\([a-z](?:,[a-z])*\)")  # f(x) = ... may be called y = ...
 
 
@@ -421,6 +450,8 @@ class Reader:
 
     def read_enclosed(self, first, inner, last):
         """A matrix, a set, a tuple or interval, or what stands in brackets alone."""
+        if first == "\\begin{vmatrix}":
+            return self.read(["\\det", "\\begin{matrix}", *inner, "\\end{matrix}"])
         if first.startswith("\\begin"):
             return self.read_matrix(first, inner)
         parts = self.split(inner, {",", ";"})
@@ -451,12 +482,23 @@ class Reader:
         return "matrix", [[self.read(cell) for cell in row] for row in rows]
 
     def read_multiple(self, factor, matrix):
-        """A number times a matrix."""
-        _, by, *_ = ("number", Fraction(-1)) if factor == ["-"] else self.read(factor)
+        """A number times a matrix, or its determinant."""
         kind, rows, *_ = self.read(matrix)
         need(kind == "matrix" and all(cell[0] == "number" for row in rows for cell in row))
+        if factor == ["\\det"]:
+            need(len(rows) < 6 and all(len(row) == len(rows) for row in rows))
+            return "number", self.determinant([[cell[1] for cell in row] for row in rows]), "", factor + matrix
+        _, by, *_ = ("number", Fraction(-1)) if factor == ["-"] else self.read(factor)
         return "matrix", [[("number", self.times(by, cell[1]), "", [*factor, *cell[3]]) for cell in row]
                           for row in rows]
+
+    def determinant(self, rows):
+        """By the first row."""
+        total = Fraction(0) if rows else Fraction(1)
+        for i, value in enumerate(rows[0] if rows else ()):
+            minor = self.times(Fraction((-1) ** i), self.determinant([row[:i] + row[i + 1 :] for row in rows[1:]]))
+            total = self.plus(total, self.times(value, minor))
+        return total
 
     # ---- Values: tokens → a number in one field ----------------------------------------------------------------------
     def peek(self):
@@ -474,32 +516,36 @@ class Reader:
     def sum(self):
         total = self.product() if self.peek() not in ("+", "-") else Fraction(0)
         while self.peek() in ("+", "-"):
-            total = self.combine(operator.sub if self.take() == "-" else operator.add, total, self.product())
+            total = (self.minus if self.take() == "-" else self.plus)(total, self.product())
         return total
 
     def product(self, functions=True):
         """Factors with signs or side by side. The argument of a function ends before the next: sin 2x cos x."""
-        value, is_number = self.factor()
+        value, kind = self.factor()
         while token := self.peek():
-            was_number = is_number
-            if token in ("*", "/") and self.take():
+            before = kind
+            if token in ("*", "/"):
+                if not functions and "".join(self.tokens[self.at + 1 : self.at + 2])[1:] in FUNCTIONS:
+                    break  # sin x / cos x
+                self.take()
                 sign = self.sign()
-                factor, is_number = self.factor()
+                factor, kind = self.factor()
                 factor = self.times(sign, self.power(factor, Fraction(-1 if token == "/" else 1)))
             elif (token[0].isalnum() or token in ("(", "[", "{", "\\frac", "\\sqrt", "\\binom")
                   or token[1:] in SYMBOLIC or token == "|" and not self.bars or functions and token[1:] in FUNCTIONS):
-                factor, is_number = self.factor()
-                need(not (was_number and is_number))  # two numbers want a sign between them
+                factor, kind = self.factor()
+                need(not (before and kind) or before == kind == "power")  # two numbers want a sign between them
             else:
                 break
             value = self.times(value, factor)
         return value
 
     def factor(self):
-        """An atom with its powers and factorials; and whether the atom is a number."""
+        """An atom with its powers and factorials; and "number", "power" of a number, or "" for anything else."""
         start = self.at
         value = self.atom()
-        is_number = all(t[0] in "{}.0123456789" for t in self.tokens[start : self.at][:9])
+        digits = all(t == "\\frac" or t[0] in "{}.0123456789" for t in self.tokens[start : self.at][:9])
+        kind = digits * ("power" if self.peek() == "^" else "number")
         while self.peek() in ("^", "!", '"degree'):
             if (token := self.take()) == "!":
                 step = 2 if self.peek() == "!" and self.take() else 1  # 5!! is 5·3·1
@@ -509,7 +555,7 @@ class Reader:
                 value = self.degrees(value)
             elif token == "^":
                 value = self.power(value, self.exponent())
-        return value, is_number
+        return value, kind
 
     def exponent(self):
         tower = []  # 2^3^4 is 2^(3^4)
@@ -569,6 +615,8 @@ class Reader:
             need(not all(t.isdigit() or t in "{}" for t in self.tokens[start : self.at]))  # a period is no number
             return self.random(token, self.tokens[start : self.at])
         need(token.isalpha() or token[1:] in NAMES)
+        if token in ("f", "g") and self.peek() == "(":  # f(5) is no product
+            return self.random(token, [self.residues(value).p for value in self.arguments()])
         if self.peek() == "_":
             self.take()
             while self.take() != "}" and self.tokens[start + 2 : start + 3] == ["{"]:
@@ -589,6 +637,9 @@ class Reader:
         value = self.sum()
         self.bars = False
         self.take("|")
+        if isinstance(value, Residue) and isinstance(value.p, Gauss):
+            square = Residue(value.p.norm() % self.p, self.random("||", value.p).q, frozenset())
+            return self.power(square, Fraction(1, 2))
         if isinstance(value, Fraction) or value.names == frozenset():
             return abs(value) if isinstance(value, Fraction) else value
         return self.random("||", min(value.p, self.p - value.p))
@@ -601,6 +652,8 @@ class Reader:
             power = self.exponent() if token == "^" else power
         if power == -1:
             name, power = name.replace("\\", "\\arc"), Fraction(1)  # \sin^{-1} x is \arcsin x
+        if name in SEVERAL:
+            return self.of_several(name)
         inside, self.inside = self.inside, True
         value = self.atom() if self.peek() in ("(", "{", "[") else self.product(functions=False)
         if self.peek() == '"degree' and self.take():
@@ -610,15 +663,45 @@ class Reader:
             return self.power(self.name("e"), value)
         return self.power(self.value(name, base, self.residues(value).p), power)
 
+    def arguments(self):
+        """The values in (12, 18) or \\{3, 5\\}."""
+        need(self.peek() in ("(", "\\{", "{"))
+        close, values = CLOSE[OPEN.index(self.take())], [self.sum()]
+        while self.peek() == "," and self.take():
+            values.append(self.sum())
+        self.take(close)
+        return values
+
+    def of_several(self, name):
+        """\\gcd(12, 18), \\max\\{3, 5\\}: exact of rationals, else random, in any order."""
+        values = self.arguments()
+        if not all(isinstance(value, Fraction) for value in values):
+            return self.random(name, sorted(repr(self.residues(value).p) for value in values))
+        if name in ("\\gcd", "\\lcm"):
+            need(all(value.denominator == 1 for value in values))
+            values = [value.numerator for value in values]
+        return Fraction(SEVERAL[name](values))
+
     def value(self, name, base, x):
         """A function at x: exact for \\log_2 8 and \\sin\\frac{\\pi}{6}, else random. \\tan and its kind are ratios."""
+        if not isinstance(x, int):
+            return self.random(name, base, x)
         if name in RATIOS:
             above, below = (self.value(part, base, x) if part else Fraction(1) for part in RATIOS[name])
             return self.times(above, self.power(below, Fraction(-1)))
         if name in ("\\log", "\\ln"):
-            self.spend(40)
-            known = next((Fraction(n) for n in range(-20, 21) if pow(base, n, self.p) == x), None)
-            return self.random("\\log", base, x) if known is None else known
+            self.spend(150)
+            need(isinstance(base, int) and base > 1)
+            powers = {pow(base, n, self.p): n for n in range(-20, 21)}
+            for d in range(1, 7) if pow(base, self.q, self.p) == pow(x, self.q, self.p) == 1 else ():  # both above 0
+                if (y := pow(x, d, self.p)) in powers:
+                    return Fraction(powers[y], d)
+            return self.random("\\log", base, x)
+        if name in ARCS:
+            function, angles = ARCS[name]
+            for angle in (self.times(Fraction(k, 12), self.name("\\pi")) for k in angles if k % 12 in SQUARES):
+                if self.residues(self.value(function, base, angle.p)).p == x:
+                    return angle
         k = 12 * x * pow(self.name("\\pi").p, -1, self.p) % self.p  # x is k·π/12
         k = min(k, k - self.p, key=abs) + 6 * (name == "\\cos")
         if name not in ("\\sin", "\\cos") or k % 12 not in SQUARES or abs(k) > 10**6:
@@ -645,10 +728,15 @@ class Reader:
         a, b = self.residues(a), self.residues(b)
         known = operation is operator.mul and None not in (a.names, b.names) and not a.names & b.names  # x·x is |x|²
         return Residue(operation(a.p, b.p) % self.p, operation(a.q, b.q) % self.q, a.names | b.names if known else None)
-    minus, times = partialmethod(combine, operator.sub), partialmethod(combine, operator.mul)
+    plus, times = partialmethod(combine, operator.add), partialmethod(combine, operator.mul)
+
+    def minus(self, a, b):
+        return self.plus(a, self.times(Fraction(-1), b))
+
 
     def name(self, name):
-        return self.random("name", name, names=frozenset([name]) - {"\\pi"})
+        value = self.random("name", name, names=frozenset([name]) - {"\\pi"})
+        return Residue(Gauss(0, 1), value.q, None) if name == "i" else value
 
     def random(self, *key, names=None):
         """A number that stands for a name or a function of what the key says; a square if it counts as positive."""
@@ -666,8 +754,8 @@ class Reader:
             return self.random("^", base.p, exponent.p)
         n, d = exponent.numerator, exponent.denominator
         need((base != 0 or n > 0) and abs(n) <= 10**6 and d <= 1000)
-        if base == 0 or isinstance(base, Residue) and base.p == self.name("i").p and d == 1:
-            return [Fraction(base == 0 or 1), base, Fraction(-1), self.times(Fraction(-1), base)][n % 4 if base else 1]
+        if base == 0:
+            return base
         if d > 1:
             return self.root(base, exponent)
         if isinstance(base, Fraction) and abs(n) * bits(base) < 20_000:
@@ -727,8 +815,9 @@ class Reader:
             case ("equation", x, *_), ("equation", y, *_):
                 self.spend(500)
                 x, y = self.residues(x).p, self.residues(y).p
-                ratio = x * pow(y, -1, self.p) if x and y else 0  # a fraction: 2y = 4x + 2 is y = 2x + 1
-                return x == y or any(0 < min(n := ratio * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
+                ratio = x * pow(y, -1, self.p) % self.p if x and y else 0  # a fraction: 2y = 4x + 2 is y = 2x + 1
+                return x == y or isinstance(ratio, int) and any(
+                    0 < min(n := ratio * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
             case ("order", signs, sides), ("tuple", *_):
                 return (interval := self.interval(signs, sides)) is not None and self.same(interval, b)
             case ("matrix", x), ("matrix", y):

@@ -1,7 +1,6 @@
-"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers.
+"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers, names on the hub.
 
-No pickle is read or written. Every file is written under a temporary name and then renamed, so that what was there
-before survives a failed write.
+No pickle is read or written. Every file is written under a temporary name and then renamed, or is as it was before.
 """
 
 import base64
@@ -19,8 +18,7 @@ from safetensors.torch import save_file
 
 from lora_alpha import ALL_LINEAR, GPT, GPTConfig, inject_lora, lora_layers, lora_scaling
 
-# What torch.compile, FSDP, activation checkpointing and DDP put into the names of what they wrap.
-WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}  # names in a compiled model's
 # The files of tokenizer and generation, which a model that is made of another keeps.
 COPIED = re.compile(r".+\.(tiktoken|jinja)|tokenizer\.model|merges\.txt|(spec|tokenizer|tokenizer_config|vocab|"
                     r"special_tokens_map|added_tokens|chat_template|generation_config)\.json")
@@ -31,18 +29,58 @@ DEFAULTS = {"llama": dict(max_position_embeddings=2048, bos_token_id=1, eos_toke
             "qwen2": dict(max_position_embeddings=32768, num_key_value_heads=32),
             "qwen3": dict(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128)}
 
+# ---- The hub ---------------------------------------------------------------------------------------------------------
+
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja"]
+# What to do where that fails, by the name of huggingface_hub's error, the finer before the coarser.
+CURES = {"ImportError": "a model on the hub needs huggingface_hub: pip install it",
+         "OfflineModeIsEnabled": "HF_HUB_OFFLINE forbids the download of what is not in the hub's cache: unset it",
+         "GatedRepoError": "its owner asks for consent: give it on huggingface.co, then run hf auth login",
+         "RepositoryNotFoundError": "the hub has no such model; if it is a private one, run hf auth login",
+         "RevisionNotFoundError": "the hub has no such revision of it: see its page on huggingface.co",
+         "LocalEntryNotFoundError": "huggingface.co cannot be reached: connect to a network, or give a folder"}
+
+
+def resolve(name: str | Path, flag: str) -> Path:
+    """The folder that a flag names, or a model or adapter on the Hugging Face hub: org/name or org/name@revision.
+
+    From the hub's cache without a network call where its weights are whole, else downloaded. ValueError says what to
+    do. A name whose first part is a folder here, such as out/typo, is a path, unless it has an @.
+    """
+    repo, _, revision = str(name).partition("@")
+    if Path(name).exists():
+        return Path(name)
+    if not re.fullmatch(r"(?a)\w[\w.-]*/\w[\w.-]*(@.+)?", str(name)) or not revision and Path(name).parent.is_dir():
+        raise ValueError(f"{flag} {name}: there is no such file or folder")
+    for local in (True, False):
+        try:
+            from huggingface_hub import snapshot_download  # half a second
+            folder = Path(snapshot_download(  # no folders in it, and no second copy of Mistral's weights
+                repo, revision=revision or None, local_files_only=local, allow_patterns=FETCHED,
+                ignore_patterns=["*/*", "consolidated*"]))
+            index, adapter = folder / "model.safetensors.index.json", (folder / "adapter_config.json").is_file()
+            files = read_json(index)["weight_map"].values() if index.is_file() else ["model.safetensors"]
+            files = ["adapter_model.safetensors"] if adapter else files
+            missing = [file for file in files if not (folder / file).is_file()]
+            missing += [] if adapter or any(folder.glob("*token*")) else ["tokenizer.json"]
+            if not missing:
+                return folder
+            why = f"the hub, or its cache where there is no network, has no {missing[0]} of it (a pickle is no use)"
+        except Exception as error:  # those of the HTTP library beneath among them
+            names = [kind.__name__ for e in (error.__cause__, error) for kind in type(e).__mro__]
+            why = next((cure for kind, cure in CURES.items() if kind in names), f"it cannot be downloaded ({error})")
+    raise ValueError(f"{flag} {name}: there is no such folder here, and {why}")
+
+
 # ---- Model folders ---------------------------------------------------------------------------------------------------
 
 
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file. ValueError, naming the file, where it holds anything else."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds no JSON object")
-    return value
+        return {**json.loads(Path(path).read_text(encoding="utf-8-sig"))}  # a TypeError for a list or a number
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON object ({error})") from None
 
 
 def is_number(value) -> bool:
@@ -106,11 +144,7 @@ def need(right: bool, key: str, value, want) -> None:
 
 
 def load_config(folder: str | Path) -> GPTConfig:
-    """config.json (and generation_config.json's end tokens) of a Llama, Mistral, Qwen2 or Qwen3 folder as a GPTConfig.
-
-    Reads rope_theta and rope_scaling, or transformers 5's rope_parameters, which wins where both stand. A sliding
-    window limits the context. Raises ValueError for a model type or a feature that this GPT would compute wrongly.
-    """
+    """config.json and generation_config.json's end tokens. ValueError for what this GPT would compute wrongly."""
     path = Path(folder, "config.json")
     raw = read_json(path)
     kind = str(raw.get("model_type"))
@@ -118,37 +152,38 @@ def load_config(folder: str | Path) -> GPTConfig:
     raw = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0} | {k: value for k, value in raw.items() if value is not None}
     try:
         need(kind in DEFAULTS, "model_type", raw.get("model_type"), f"one of {', '.join(DEFAULTS)}")
-        check_features(raw, kind)
+        for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
+                          "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1}.items():
+            need(raw.get(key, only) == only, key, raw.get(key), only)
+        optional = set() if kind == "qwen3" else {"num_key_value_heads", "head_dim"}
+        for key, bits in dict(vocab_size=24, hidden_size=20, intermediate_size=20, num_hidden_layers=8, head_dim=20,
+                              num_attention_heads=20, num_key_value_heads=20, max_position_embeddings=30).items():
+            size = raw.get(key)
+            fits = type(size) is int and 0 < size <= 2**bits or key not in raw and key in optional
+            need(fits, key, size, f"a whole number from 1 to {2**bits}")
+        tied, types = raw.get("tie_word_embeddings", False), raw.get("layer_types")
+        need(tied in (False, True), "tie_word_embeddings", tied, "true or false")
+        need(types in (None, ["full_attention"] * raw["num_hidden_layers"]), "layer_types", types, "only full")
         window = raw.get("sliding_window") if kind == "mistral" else None
         need(window is None or type(window) is int and window > 0, "sliding_window", window, "null or 1 and more")
+        generation = Path(folder, "generation_config.json")
+        ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+        ends = raw.get("eos_token_id", []) if ends is None else ends
+        ends = ends if isinstance(ends, list) else [ends]
+        for token in [*ends, raw.get("bos_token_id", 0)]:
+            need(type(token) is int and token >= 0, "eos_token_id or bos_token_id", token, "a whole number from 0")
         theta, scaling = read_rope(raw)
         raw |= dict(attention_bias=kind == "qwen2",  # the bias in q, k and v, not in o
                     qk_norm=kind == "qwen3", rope_theta=theta, rope_scaling=scaling,
                     max_position_embeddings=min(raw["max_position_embeddings"], window or 2**30),  # full attention
-                    eos_token_id=read_ends(path.parent, raw))
+                    eos_token_id=tuple(ends))
         return GPTConfig(**{name: raw[name] for name in GPTConfig.__dataclass_fields__ if name in raw})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def check_features(raw: dict, kind: str) -> None:
-    """Refuses a feature that this GPT lacks, and a size that no tensor of torch has."""
-    for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
-                      "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1}.items():
-        need(raw.get(key, only) == only, key, raw.get(key), only)
-    optional = set() if kind == "qwen3" else {"num_key_value_heads", "head_dim"}
-    for key, bits in dict(vocab_size=24, hidden_size=20, intermediate_size=20, num_hidden_layers=8, head_dim=20,
-                          num_attention_heads=20, num_key_value_heads=20, max_position_embeddings=30).items():
-        size = raw.get(key)
-        fits = type(size) is int and 0 < size <= 2**bits or key not in raw and key in optional
-        need(fits, key, size, f"a whole number from 1 to {2**bits}")
-    tied, types = raw.get("tie_word_embeddings", False), raw.get("layer_types")
-    need(tied in (False, True), "tie_word_embeddings", tied, "true or false")
-    need(types in (None, ["full_attention"] * raw["num_hidden_layers"]), "layer_types", types, "only full")
-
-
 def read_rope(raw: dict) -> tuple[float, dict | None]:
-    """theta, and Llama 3's frequency scaling or None, in either spelling."""
+    """theta, and Llama 3's frequency scaling or None; transformers 5's rope_parameters wins over rope_scaling."""
     which = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
     rope = raw.get(which) or {}
     one = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
@@ -166,31 +201,19 @@ def read_rope(raw: dict) -> tuple[float, dict | None]:
     return theta, scaling or None
 
 
-def read_ends(folder: Path, raw: dict) -> tuple[int, ...]:
-    """Every token that ends an answer: generation_config.json's, else config.json's."""
-    generation = folder / "generation_config.json"
-    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    ends = raw.get("eos_token_id") if ends is None else ends
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    for token in [*ends, raw.get("bos_token_id", 0)]:
-        need(type(token) is int and token >= 0, "eos_token_id or bos_token_id", token, "a whole number from 0")
-    return tuple(ends)
-
-
 def read_model_tensors(folder: Path, dtype, device) -> dict[str, torch.Tensor]:
     """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names, each from its own."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         tensors = read_tensors(folder / "model.safetensors", dtype, device)
     else:
-        places = read_json(index).get("weight_map")
+        tensors, places = {}, read_json(index).get("weight_map")
         if not isinstance(places, dict) or not all(
                 isinstance(file, str) and file == os.path.basename(file) for file in places.values()):
             raise ValueError(f"{index}: needs weight_map, an object from tensors to file names in this folder")
-        places, tensors = {plain(name): file for name, file in places.items()}, {}
         for file in sorted(set(places.values())):
             shard = read_tensors(folder / file, dtype, device)
-            if wrong := sorted(shard.keys() ^ {name for name in places if places[name] == file}):
+            if wrong := sorted(shard.keys() ^ {plain(name) for name in places if places[name] == file}):
                 raise ValueError(f"{folder / file}: tensor {wrong[0]} is not where {index.name} says")
             tensors |= shard
     return {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # a harmless relic
@@ -200,16 +223,11 @@ class Unset(torch.overrides.TorchFunctionMode):
     """Leaves new weights unset: a file replaces them (and nn.init.normal_ on meta loads torch's compiler, 2 s)."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.nn.init.normal_:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
+        return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **(kwargs or {}))
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
-    """The GPT in a Hugging Face model folder (config.json, model.safetensors or shards), in its dtype unless told.
-
-    Raises ValueError, naming file and tensor, for a missing file, a missing or unknown tensor or a wrong shape.
-    """
+    """The GPT in a model folder, in its dtype unless told. ValueError, naming the file or tensor that does not fit."""
     with torch.device("meta"), Unset():  # no memory is taken before the file's own
         model = GPT(load_config(folder))
     tensors = read_model_tensors(Path(folder), dtype, device)
@@ -235,9 +253,8 @@ def save_model(model: GPT, folder: str | Path) -> None:
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
     folder, config = Path(folder), model.config
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(model.state_dict())
-    if config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+    left_out = "lm_head.weight" if config.tie_word_embeddings else None
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != left_out}
     kind = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
     raw = {**vars(config), "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
            "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
@@ -260,11 +277,7 @@ KNOWN = {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config"
 
 
 def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = None) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors as PEFT does; base is the path that the config names.
-
-    alpha is written as it is, never rounded (256·√8 = 724.07...), as plain LoRA: any reader that computes
-    lora_alpha / r finds the same s. Raises ValueError for a model without adapters.
-    """
+    """Writes a PEFT folder, alpha unrounded (256·√8 = 724.07...); base: its model's folder or name on the hub."""
     model = unwrapped(model)
     layers = {plain(name): layer for name, layer in lora_layers(model).items()}
     if not layers:
@@ -302,8 +315,8 @@ def targeted(config: dict, name: str) -> bool:
     patterns = config.get("layers_pattern") or r".*?\.[^.]*"
     matches = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", name)
                for pattern in ([patterns] if isinstance(patterns, str) else patterns))
-    index = next((match["index"] for match in matches if match), None)
-    return index is not None and int(index) in (indices if isinstance(indices, list) else [indices])
+    match = next(filter(None, matches), None)
+    return bool(match) and int(match["index"]) in (indices if isinstance(indices, list) else [indices])
 
 
 def layer_size(config: dict, name: str) -> tuple[int, float]:
@@ -313,8 +326,7 @@ def layer_size(config: dict, name: str) -> tuple[int, float]:
     rank, rslora = find(config.get("rank_pattern") or {}, config.get("r")), config.get("use_rslora")
     alpha = find(config.get("alpha_pattern") or {}, config.get("lora_alpha"))
     if type(rank) is not int or rank < 1 or not is_number(alpha) or rslora not in (None, False, True):
-        raise ValueError(f"r = {rank!r}, lora_alpha = {alpha!r}, use_rslora = {rslora!r}: want a whole number above 0, "
-                         "a number, and true or false")
+        raise ValueError(f"r, lora_alpha, use_rslora = {rank!r}, {alpha!r}, {rslora!r}: want an int, a number, a bool")
     return rank, alpha * math.sqrt(rank) if rslora else alpha
 
 
@@ -324,8 +336,7 @@ def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple
         if key not in KNOWN and value and (key, value) not in (("bias", "none"), ("peft_type", "LORA")):
             raise ValueError(f"{key} = {value!r} is not supported")
     if str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
-        raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} is not supported: it changed the base; "
-                         "save the adapter converted to plain LoRA")
+        raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} changed the base: save as plain LoRA")
     sizes, shapes, targets = {}, {}, config.get("target_modules")
     kinds = torch.nn.Linear if str(targets).lower() == ALL_LINEAR else torch.nn.Module
     for name, module in modules.items():
@@ -342,11 +353,7 @@ def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple
 
 
 def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
-    """Injects the PEFT adapter in folder into the model, in float32, and returns the model.
-
-    Raises ValueError, the model untouched, for a config that asks for more than plain LoRA or rsLoRA, a tensor that
-    has no place, no partner or the wrong shape, a target without tensors, and a model that has adapters already.
-    """
+    """Injects a folder's PEFT adapter, LoRA or rsLoRA, in float32. ValueError, the model untouched, for others."""
     folder, inner = Path(folder), unwrapped(model)
     config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
     try:
@@ -372,10 +379,9 @@ BYTES = dict(zip(map(chr, [*PRINTABLE, *range(256, 324)]), [*PRINTABLE, *sorted(
 
 
 class JSONTokenizer:
-    """A tokenizer.json of any kind, read by its own library, behind the calls of tiktoken.Encoding.
+    """A tokenizer.json, read by its own library, behind tiktoken.Encoding's calls. Special tokens in a text are text.
 
-    Special tokens in a text are text, other added tokens are vocabulary. bos: the token that the file puts before every
-    text, or None. adds_blank: whether it puts a blank there, as SentencePiece does."""
+    bos: the token that the file puts before every text, or None. adds_blank: whether it puts a blank there."""
 
     def __init__(self, path: Path):
         try:
@@ -412,11 +418,7 @@ class JSONTokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> tiktoken.Encoding | JSONTokenizer:
-    """The tokenizer of a model folder: a rank file (.tiktoken or tokenizer.model) with spec.json, else tokenizer.json.
-
-    A rank file has a line a token, base64 of its bytes and its rank; spec.json has pat_str and the special_tokens with
-    their ids. tiktoken's own loader caches by path and would serve a stale file. ValueError for anything else.
-    """
+    """A folder's tokenizer: a rank file (a line a token, base64 and rank) with spec.json, else tokenizer.json."""
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file() and not (folder / "spec.json").is_file():
         return JSONTokenizer(folder / "tokenizer.json")
@@ -434,11 +436,9 @@ def load_tokenizer(folder: str | Path) -> tiktoken.Encoding | JSONTokenizer:
     pattern, special = spec.get("pat_str"), spec.get("special_tokens")
     if not isinstance(pattern, str) or not isinstance(special, dict):
         raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise ValueError(f"{files[0]}: lacks the single byte {missing[0]:#04x}, so that some texts have no tokens")
-    ids = [*ranks.values(), *special.values()]
-    if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"{files[0]}: tokens must have whole numbers from 0, no number twice")
+    ids, missing = [*ranks.values(), *special.values()], {bytes([byte]) for byte in range(256)} - ranks.keys()
+    if missing or not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"{files[0]}: want all 256 single bytes, and for each token a whole number from 0 of its own")
     return tiktoken.Encoding(folder.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 

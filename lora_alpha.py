@@ -398,20 +398,19 @@ def sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | N
 
 
 def collate(examples: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """idx and targets, both (B, T), of examples (prompt ids, answer ids), padded to the longest.
+    """idx and targets, both (B, T), of examples (ids, labels), padded to the longest; T is one less than its length.
 
-    targets[t] is the token after idx[t] where that belongs to the answer, and -100 in the prompt and the padding. The
-    padding's id (0) means nothing: attention is causal, so no token sees what stands to the right of it.
-    Checked by test_loop.py::test_the_loss_masks_exactly_the_prompt_and_the_padding.
+    labels[t] is ids[t] where it is learnt and -100 elsewhere, Hugging Face's convention. targets are the labels one
+    position on: the token after idx[t]. The padding's id (0) means nothing: attention is causal, so no token sees what
+    stands to the right of it.
+    Checked by test_loop.py::test_the_loss_counts_exactly_the_labels.
     """
-    T = max((len(prompt) + len(answer) for prompt, answer in examples), default=2) - 1
+    T = max((len(ids) for ids, _ in examples), default=2) - 1
     idx = torch.zeros(len(examples), T, dtype=torch.long)
     targets = torch.full((len(examples), T), -100)
-    for row, (prompt, answer) in enumerate(examples):
-        tokens = torch.tensor([*prompt, *answer])
-        idx[row, : len(tokens) - 1] = tokens[:-1]
-        start = max(len(prompt) - 1, 0)  # the last prompt token predicts the first answer token
-        targets[row, start : len(tokens) - 1] = tokens[start + 1 :]
+    for row, (ids, labels) in enumerate(examples):
+        idx[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[row, : len(ids) - 1] = torch.tensor(labels[1:])
     return idx, targets
 
 
@@ -432,7 +431,7 @@ def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) 
         updates, left = [order[:update]], order[whole:]  # the first finishes the epoch before, the last are left over
         for start in range(update, whole, POOL * update):
             pool = order[start : min(start + POOL * update, whole)]
-            pool.sort(key=lambda i: len(examples[i][0]) + len(examples[i][1]))
+            pool.sort(key=lambda i: len(examples[i][0]))
             updates += [pool[i : i + update] for i in range(0, len(pool), update)]
         for n in [0, *(1 + torch.randperm(len(updates) - 1, generator=generator)).tolist()]:
             for i in range(grad_accum):
@@ -473,11 +472,10 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     warmup: updates, a tenth of steps by default. grad_clip: largest gradient norm, None for no clipping. lr_ratio: B's
     learning rate over A's: LoRA+, which does what alpha does [derived; test_peers.py::test_lora_plus_is_lora_alpha].
     A row: step (from 1), loss (of the update's batch, before it), val_loss (after it, every eval_every updates and at
-    the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), and with drift the
-    norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once. log: called with each row.
-    autocast: compute dtype where the weights being trained are float32 and the products should not be.
-    Raises FloatingPointError at the first loss or gradient that is not finite, before the weights take it in, and for
-    weights that are not finite at the end.
+    the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), seconds (since the
+    start), and with drift the norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once.
+    log: called with each row. autocast: compute dtype where the weights are float32 and the products should not be.
+    Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for such final weights.
     """
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
@@ -492,10 +490,11 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0, lr_ratio=1.0)]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas, eps, fused=True)
     warmup = max(1, steps // 10) if warmup is None else warmup
-    columns = ("step loss val_loss lr grad_norm clipped tokens_per_s" + " signal drift drift_ratio" * drift).split()
+    columns = "step loss val_loss lr grad_norm clipped tokens_per_s seconds".split()
+    columns += ["signal", "drift", "drift_ratio"] * drift
     if metrics:
         Path(metrics).write_text(",".join(columns) + "\n")
-    rows, batches = [], iter(batches)
+    rows, batches, began = [], iter(batches), time.perf_counter()
     model.train()
     for step in range(1, steps + 1):
         start = time.perf_counter()
@@ -529,7 +528,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         optimizer.step()
 
         row = dict(step=step, loss=loss.item(), val_loss=None, lr=learning_rate(step, steps, lr, warmup),
-                   grad_norm=norm.item(), clipped=int(clipped),
+                   grad_norm=norm.item(), clipped=int(clipped), seconds=time.perf_counter() - began,
                    tokens_per_s=sum(idx.numel() for idx, _ in micro) / (time.perf_counter() - start))
         if drift:
             pairs = [signal_drift(A, B, layer.lora_A - A, layer.lora_B - B, layer.scaling)

@@ -1,4 +1,4 @@
-"""Files of problems → prompts → token ids and back: reading, protocols, few-shot, chat templates."""
+"""Files of problems, prompts, chats and texts → token ids and labels: reading, protocols, chat templates."""
 
 import csv
 import functools
@@ -27,18 +27,18 @@ GPQA = ["Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2"
 
 
 def data_file(path: str | Path, name: str) -> Path:
-    """NAME.jsonl or NAME.csv of a data folder; a file is itself."""
+    """NAME.jsonl, NAME.json or NAME.csv of a data folder; a file is itself."""
     path = Path(path)
     if not path.is_dir():
         return path
-    found = [path / f"{name}{end}" for end in (".jsonl", ".csv") if (path / f"{name}{end}").exists()]
+    found = [path / f"{name}{end}" for end in (".jsonl", ".json", ".csv") if (path / f"{name}{end}").exists()]
     if len(found) > 1:
-        raise ValueError(f"{path}: holds {name}.jsonl and {name}.csv; give the one that you mean as the path")
+        raise ValueError(f"{path}: holds {' and '.join(f.name for f in found)}; give the one that you mean as the path")
     return found[0] if found else path / f"{name}.jsonl"
 
 
 def read_rows(path: Path) -> list[tuple[str, dict]]:
-    """(where, fields) of each row of a CSV file or a JSONL file; blank lines are passed over."""
+    """(where, fields) of each row of a CSV file, a JSONL file or a JSON array; blank lines are passed over."""
     if not path.is_file():
         maker = path.parent / "prepare.py"
         raise ValueError(f"{path}: there is no such file" + (f"; python {maker} makes it" if maker.exists() else ""))
@@ -46,59 +46,118 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
-    rows = []
+
+    def parse(where, text):
+        try:
+            return where, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error})") from None
+
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
-    else:
-        for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 inside a string ends no line
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: not a JSON object")
-            rows.append((f"{path}, line {number}", row))
+        except csv.Error as error:  # DictReader counts a line when it has read it, its inner reader before
+            raise ValueError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from None
+    elif text.lstrip().startswith("["):
+        rows = [(f"{path}, entry {n}", row) for n, row in enumerate(parse(path, text)[1], 1)]
+    else:  # not splitlines(): U+2028 inside a string ends no line
+        rows = [parse(f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: not a JSON object")
     if not rows:
         raise ValueError(f"{path}: holds no problem")
     return rows
 
 
 def load_problems(path: str | Path) -> list[dict]:
-    """Problems of a JSONL file in MATH's fields (problem, solution, answer) or GSM8K's (question, answer with ####), or
-    of a CSV file in GPQA's.
+    """The rows of a JSONL or CSV file or a JSON array, all of one form, which their fields tell: see data/README.md.
 
-    Each has id (its row, from 0), problem, solution, working (the solution without its final answer), answer (None
-    where no gold answer is known), kind, level and subject; a choice also has its question and its options, shuffled.
-    ValueError names file and line.
+    Each has id (its row, from 0), form (problem, prompt, messages or text), problem (a text to show), solution, working
+    (the solution without its final answer), answer (None where no gold answer is known), kind, level and subject; a
+    choice its question and its options, shuffled; a chat its messages, first (the first that may be learnt) and asked
+    (how many stand before the last answer). ValueError names file and line.
     """
-    problems = []
-    for number, (where, row) in enumerate(read_rows(Path(path))):
-        level, subject = row.get("level"), row.get("type") or row.get("subject") or "all"
-        if "Question" in row:
-            problem = read_choice(row, where)
-            subject = row.get("High-level domain") or row.get("Subdomain") or "all"
-        elif "question" in row and "problem" not in row:
-            problem = dict(kind="gsm8k", problem=row["question"], solution=row.get("answer"), answer=None)
-            if isinstance(problem["solution"], str) and "####" in problem["solution"]:
-                working, _, problem["answer"] = (part.strip() for part in problem["solution"].rpartition("####"))
-                problem["working"] = re.sub(r"<<[^>]*>>", "", working)  # its calculator's notes
-        else:
-            problem = dict(kind="math", **{name: row.get(name) for name in ("problem", "solution", "answer")})
-            if problem["answer"] is None and isinstance(problem["solution"], str):
-                problem["answer"] = last_box(problem["solution"])
+    problems, rows = [], read_rows(Path(path))
+    for number, (where, row) in enumerate(rows):
+        row = {name: value for name, value in row.items() if value is not None}
+        problem = dict({"form": "problem", "kind": "math", "answer": None}, **read_row(row, where))
         for name in ("problem", "solution", "answer"):
             if not isinstance(problem[name], str) and (name, problem[name]) != ("answer", None):
-                raise ValueError(f"{where}: no text for {name!r}; want MATH's problem, solution (and answer), GSM8K's "
-                                 "question and answer, or GPQA's columns")
-        problem.setdefault("working", problem["solution"])
-        problems.append(dict(problem, id=number, level=level_name(level), subject=str(subject)))
+                name = next((field for field, value in row.items() if value is problem[name]), name)
+                raise ValueError(f"{where}: no text for {name!r}; want {FIELDS}")
+        if problems and problem["form"] != problems[0]["form"]:
+            raise ValueError(f"{where}: fields of the form {problem['form']!r}, but {problems[0]['form']!r} in "
+                             f"{rows[0][0].rpartition(', ')[2]}: a file has one form")
+        subject = row.get("High-level domain") or row.get("Subdomain") or row.get("type") or row.get("subject") or "all"
+        problem["answer"] = problem["answer"] or None
+        problems.append(dict({"working": problem["solution"]}, **problem, id=number, level=level_name(row.get("level")),
+                             subject=str(subject)))
     return problems
+
+
+FIELDS = ("problem and solution or answer (MATH), question and answer (GSM8K), GPQA's columns, prompt and completion, "
+          "messages, or text")
+RENAMED = dict(conversations="messages", conversation="messages", instruction="prompt", question="prompt",
+               query="prompt", input="prompt", output="completion", response="completion", target="completion",
+               chosen="completion", content="text")  # the fields of other well-known shapes, and their names here
+
+
+def read_row(row: dict, where: str) -> dict:
+    """What the fields of a row tell of a problem; load_problems adds the rest."""
+    answer = row.get("answer")
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        answer = str(answer)
+    if "Question" in row:
+        return read_choice(row, where)
+    if "problem" in row or {"question", "solution"} <= row.keys():
+        solution = row.get("solution", "" if answer else None)
+        answer = last_box(solution) if not answer and isinstance(solution, str) else answer
+        return dict(problem=row.get("problem", row.get("question")), solution=solution, answer=answer)
+    if "prompt" in row and (answer is not None or "completion" in row):
+        if isinstance(row["prompt"], list):
+            return read_messages(row["prompt"], row.get("completion", []), answer, where)
+        if row["prompt"] == "":
+            raise ValueError(f"{where}: the prompt is empty; what has none is {{\"text\": ...}}")
+        return dict(form="prompt", problem=row["prompt"], solution=row.get("completion", ""), answer=answer)
+    if "messages" in row:
+        return read_messages([], row["messages"], answer, where)
+    if "question" in row and isinstance(answer, str):
+        working, marks, gold = (part.strip() for part in answer.rpartition("####"))
+        if marks:
+            working = re.sub(r"<<[^>]*>>", "", working)  # its calculator's notes
+            return dict(kind="gsm8k", problem=row["question"], solution=answer, working=working, answer=gold)
+        gold = gold if re.fullmatch(r"[-+]?\$?\d[\d,]*(\.\d+)?%?", gold) else None  # a sentence is no gold answer
+        return dict(kind="gsm8k", problem=row["question"], solution=answer, answer=gold)
+    if "text" in row:
+        start = row["text"] if not isinstance(row["text"], str) else re.match(r"(\s*\S+){,8}", row["text"][:100])[0]
+        return dict(form="text", problem=start, solution=row["text"])  # no answer: nothing is asked
+    names = {new: old for old, new in reversed(RENAMED.items()) if old in row and new not in row}
+    cure = " and ".join(f"{old!r} to {new!r}" for new, old in sorted(names.items(), reverse=True))  # prompt first
+    cure = f"rename {cure}" if names else f"want {FIELDS}"
+    if "messages" in names:
+        cure += ", in it 'from' to 'role' (user, assistant) and 'value' to 'content'"
+    raise ValueError(f"{where}: fields {', '.join(map(str, row))}: {cure}")
+
+
+def read_messages(prompt: list, learnt: list, answer: str | None, where: str) -> dict:
+    """A chat of messages that are only context, prompt, and messages whose assistant turns are learnt."""
+    if not isinstance(learnt, list) or not prompt + learnt:
+        raise ValueError(f"{where}: {'completion' if prompt else 'messages'} must be a list of one message or more")
+    turns = prompt + learnt
+    for number, turn in enumerate(turns, 1):
+        if not (isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
+                and isinstance(turn.get("content"), str) and turn.get("weight", 1) == 1):
+            raise ValueError(f"{where}: message {number}, {json.dumps(turn)[:80]}: want a role (system, user or "
+                             "assistant), a content (a text) and no weight")
+    replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i >= len(prompt)]
+    if not replies and answer is None or prompt and prompt[-1]["role"] == "assistant":
+        raise ValueError(f"{where}: no message of the assistant's to learn, or one at the end of the prompt")
+    asked = len(turns) if turns[-1]["role"] == "user" else replies[-1]
+    problem = next((turn["content"] for turn in reversed(turns[:asked]) if turn["role"] == "user"), "")
+    return dict(form="messages", problem=problem, solution=turns[replies[-1]]["content"] if replies else "",
+                answer=answer, messages=turns, first=len(prompt), asked=asked)
 
 
 def level_name(level) -> str:
@@ -124,6 +183,8 @@ def load_tests(data: str | Path, kind: str | None = None) -> list[dict]:
     """The test problems of a file or a data folder, each with a gold answer, all of one kind (kind, where given)."""
     problems = load_problems(data_file(data, "test"))
     for problem in problems:
+        if problem["form"] == "text":
+            raise ValueError(f"{data}: a text asks nothing: pass@1 needs problems, prompts or messages, with answers")
         if kind == "choice" and "options" not in problem:
             raise ValueError(f"--kind choice: {data} has no options; want GPQA's columns, {', '.join(GPQA)}")
         problem["kind"] = kind or problem["kind"]
@@ -149,6 +210,10 @@ PROTOCOLS = {
     "plain": dict(
         source="this repository: what train.py teaches", chat=False, option="({}) {}",
         math=(0, 256, PROMPT, " {solution}")),
+    "own": dict(source="the data: a prompt as it is, a chat up to its last answer", chat=False, option="({}) {}",
+                math=(0, 256, "{problem}", "{solution}")),
+    "chat": dict(source="the question alone, as a user's turn", chat=True, option="({}) {}",
+                 math=(0, 256, "{problem}", "{solution}")),
     "minerva": dict(
         source="Lewkowycz et al. 2022 (arXiv:2206.14858), appendix; 512 tokens as in Llama 3's evaluation details. Its "
                "four examples are MATH training problems and are not here: yours are the first of --few-shot-from",
@@ -211,20 +276,21 @@ def line_feeds(text: str) -> str:
 class Protocol:
     """How a problem is put to the model: the wording of one kind of problem, and worked examples before it."""
 
-    def __init__(self, name: str, kind: str):
-        """name: one of PROTOCOLS, or a format string with {problem}. ValueError for anything else."""
+    def __init__(self, name: str | None, kind: str, form: str = "problem"):
+        """name: one of PROTOCOLS, a format string with {problem}, or None: as training asks. ValueError for others."""
+        name = name or ("plain" if form == "problem" else "own")
         if name not in PROTOCOLS and "{problem}" not in name:
             raise ValueError(f"--prompt {name!r}: want one of {', '.join(PROTOCOLS)}, or a text with {{problem}} in "
                              "it; --help-prompts prints them all")
         self.name, entry = name, PROTOCOLS.get(name)
-        if entry and name != "plain":
+        if entry and name not in ("plain", "own", "chat"):
             self.name += " in our wording"
         if not entry:
             question = line_feeds(name)
             self.name = repr(question)
             entry = dict(chat=False, option="({}) {}",
                          math=(0, 256, question, "{solution}" if question[-1].isspace() else " {solution}"))
-        self.chat, self.option = entry["chat"], entry["option"]
+        self.chat, self.option = entry["chat"] or (name, form) == ("own", "messages"), entry["option"]
         self.shots, self.max_new_tokens, self.question, self.answer = entry.get(kind, entry["math"])
         first = self.question.partition("{problem}")[0].strip().partition("\n")[0]
         self.cut = f"\n{first}" if ":" in first else ""  # how an invented next problem would begin: "Problem:", "Q:"
@@ -240,11 +306,14 @@ class Protocol:
             raise ValueError(f"--few-shot-from {source}: this protocol has no examples; add --few-shot K")
         if not count:
             return
+        if self.name == "own" and self.chat:
+            raise ValueError("--few-shot: a chat is asked as it is; --prompt chat asks its last question alone")
         path = Path(source) if source else data_file(data, "train")
         if not source and (not Path(data).is_dir() or not path.exists()):
             raise ValueError(f"{count} worked examples are wanted: add --few-shot-from FILE (or --few-shot 0)")
         tested = {" ".join(problem["problem"].split()) for problem in tests}
-        pool = [p for p in load_problems(path) if " ".join(p["problem"].split()) not in tested and p["answer"]]
+        pool = [p for p in load_problems(path) if p["answer"] and p["solution"]
+                and " ".join(p["problem"].split()) not in tested]
         if any(("options" in p) != ("options" in tests[0]) for p in pool):
             raise ValueError(f"{path}: worked examples of another kind than the problems of {data}")
         if len(pool) < count:
@@ -268,6 +337,8 @@ class Protocol:
     def encode(self, encoding: Encoding, problem: dict, bos: int | None, chat=None) -> list[int]:
         """The prompt's tokens: chat turns through the folder's template, chat, where there is one; else plain text."""
         turns = self.turns(problem)
+        if self.name == "own" and not self.examples:
+            return encode_prompt(encoding, problem, bos, chat)
         if self.chat and chat:
             roles = itertools.cycle(("user", "assistant"))
             return chat([dict(role=role, content=text) for role, text in zip(roles, turns)])
@@ -454,21 +525,62 @@ def load_chat(folder: str | Path, encoding: Encoding) -> Chat | None:
     return Chat(folder, encoding, template, words, names)
 
 
-def encode_prompt(encoding: Encoding, problem: dict, bos: int | None = None) -> list[int]:
-    """The plain prompt's tokens, the same in training and evaluation. Special tokens in a problem are just text."""
-    return [bos] * (bos is not None) + encoding.encode_ordinary(PROMPT.format(problem=problem["problem"]))
+def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding):
+    """load_chat where one of the problems is a chat, else None. ValueError where the folder has no template."""
+    needed = any(problem["form"] == "messages" for problem in problems)
+    chat = load_chat(folder, encoding) if needed else None
+    if needed and chat is None:
+        raise ValueError(f"{folder}: messages need a chat template, and neither chat_template.jinja nor "
+                         "tokenizer_config.json has one: take an instruct model, or write prompt and completion")
+    return chat
 
 
-def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None = None):
-    """(prompt ids, answer ids): encoded apart, so that no token spans the border; the end token closes the answer."""
-    return encode_prompt(encoding, problem, bos), [*encode_continuation(encoding, f" {problem['solution']}"), end]
+def asking(problems: list[dict]) -> dict:
+    """How these problems put their question: the prompt, and the system message that all their chats share."""
+    systems = {turns[0]["content"] if turns[0]["role"] == "system" else None
+               for turns in (problem.get("messages", [dict(role=None)]) for problem in problems)}
+    return dict(prompt={"problem": PROMPT, "messages": "chat"}.get(problems[0]["form"], "{problem}"),
+                system=systems.pop() if len(systems) == 1 else None)
+
+
+def encode_prompt(encoding: Encoding, problem: dict, bos: int | None = None, chat=None) -> list[int]:
+    """The tokens of what is asked, the same in training and evaluation. Special tokens in a problem are just text."""
+    form = problem.get("form", "problem")
+    if form == "messages":
+        return chat(problem["messages"][: problem["asked"]])
+    text = PROMPT.format(problem=problem["problem"]) if form == "problem" else problem["problem"]
+    return [bos] * (bos is not None) + encoding.encode_ordinary(text)
+
+
+def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None = None) -> tuple[list, list]:
+    """(ids, labels) of a problem, prompt or text: the solution is learnt (of a text all), and the end token after it.
+
+    Prompt and solution are encoded apart: no token spans the border, and the prompt is the one that evaluation asks.
+    (TRL's SFTTrainer encodes them as one text, cuts it after as many tokens as the prompt has, and warns where that is
+    not the prompt.)
+    """
+    if problem.get("form") == "text":
+        prompt, answer = [bos] * (bos is not None), encoding.encode_ordinary(problem["solution"])
+    else:
+        blank = "" if problem.get("form") == "prompt" else " "
+        prompt = encode_prompt(encoding, problem, bos)
+        answer = encode_continuation(encoding, blank + problem["solution"])
+    return [*prompt, *answer, end], [-100] * len(prompt) + [*answer, end]
+
+
+def encode_examples(encoding: Encoding, problem: dict, end: int, bos: int | None = None, chat=None) -> list[tuple]:
+    """The examples of a problem: none without a solution, several where a chat is learnt turn by turn."""
+    if problem["form"] != "messages":
+        return [encode_example(encoding, problem, end, bos)] if problem["solution"].strip() else []
+    return chat.examples(problem["messages"], problem["first"])
 
 
 def encode_continuation(encoding: Encoding, text: str) -> list[int]:
-    """Tokens of a text that follows another and begins with a blank, to which SentencePiece would add one more."""
+    """Tokens of a text that follows another, before which SentencePiece would put a blank."""
     if not getattr(encoding, "adds_blank", False):
         return encoding.encode_ordinary(text)
-    first, both = encoding.encode_ordinary("a"), encoding.encode_ordinary("a" + text)
+    before = "a" if text[:1].isspace() else "\n"  # which no token joins to the text
+    first, both = encoding.encode_ordinary(before), encoding.encode_ordinary(before + text)
     return both[len(first) :] if both[: len(first)] == first else encoding.encode_ordinary(text)
 
 

@@ -1,11 +1,11 @@
-"""Fine-tunes a base model on problems with worked solutions, and shows pass@1 before and after.
+"""Fine-tunes a base model on problems, prompts, chats or texts, and shows what it says before and after.
 
     python train.py --rank 16                      LoRA-α on the small base and data/equations, two minutes on two cores
     python train.py --rank 16 --method lora        the same with the habit alpha = 2r
-    python train.py --base FOLDER --data FILE      a Llama folder, problems in MATH's or GSM8K's fields
-    python train.py merge --base FOLDER --adapter FOLDER --out FOLDER      folds an adapter into its base
+    python train.py --base MODEL --data FILE       a model folder or hub name; data/README.md lists the kinds of data
+    python train.py merge --adapter FOLDER --out FOLDER                    folds an adapter into its base
 
-Writes out/NAME/: the adapter in PEFT's format, metrics.csv (a line a step) and run.json (flags, origin, results).
+Writes out/NAME/: a PEFT adapter with training.json (its base and prompt), metrics.csv, run.json (flags and results).
 """
 
 import argparse
@@ -24,12 +24,14 @@ from pathlib import Path
 
 import torch
 
-from eval_pass1 import Parser, check_paths, plain_output, print_table, printable, solve, summarize
-from hf import (COPIED, copy_tokenizer, load_adapter, load_model, load_tokenizer, read_json, save_adapter, save_model,
-                write_json)
+from eval_pass1 import (Parser, base_sha256, check_paths, pick_base, plain_output, print_table, printable, solve,
+                        summarize)
+from hf import (COPIED, copy_tokenizer, layer_size, load_adapter, load_model, load_tokenizer, read_json, resolve,
+                save_adapter, save_model, targeted, write_json)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, train)
-from problems import Encoding, begin_token, data_file, encode_example, end_tokens, load_problems
+from problems import (Encoding, asking, begin_token, chat_for, data_file, encode_examples, encode_prompt, end_tokens,
+                      load_problems)
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,14 +43,14 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     method = parser.add_argument_group("method")
     method.add_argument("--method", choices=["lora-alpha", "lora", "rslora", "lora+", "pissa", "full"],
-                        default="lora-alpha", help="alpha = c·√r | 2r | s = alpha/√r (alpha 16) | 2r, and a larger "
-                        "learning rate for B | r, from W0's principal singular vectors | full fine-tuning (default: "
-                        "lora-alpha)")
+                        default="lora-alpha", help="alpha = c·√r (default) | 2r | s = 16/√r | 2r, B at a larger rate | "
+                        "r, from W0's principal singular vectors | full fine-tuning")
     method.add_argument("--rank", type=int, default=16, metavar="R", help="rank r of every adapter (default: 16)")
     method.add_argument("--alpha", type=float, metavar="A", help="alpha itself, in place of the method's rule")
     method.add_argument("--c", type=float, metavar="C", help="c of lora-alpha's rule alpha = c·√r (default: 256)")
     method.add_argument("--lr-ratio", type=float, metavar="K", help="B's learning rate over A's in lora+ (default: 16)")
-    method.add_argument("--targets", nargs="+", default=[ALL_LINEAR], metavar="T",
+    method.add_argument("--init", metavar="ADAPTER", help="adapter to go on training, with its rank, alpha and targets")
+    method.add_argument("--targets", nargs="+", metavar="T",
                         help="layers to adapt: names (q_proj v_proj), or one regular expression for the whole path "
                              "(default: all-linear, every linear layer but lm_head)")
     method.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapters' input (default: 0)")
@@ -57,32 +59,29 @@ def make_parser() -> Parser:
     loop.add_argument("--lr", type=float, metavar="LR",
                       help="peak learning rate, full fine-tuning's (default: 1e-3 for data/base, 2e-5 for any other)")
     loop.add_argument("--steps", type=int, default=500, metavar="N", help="updates (default: 500)")
-    loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems a micro-batch (default: 16)")
+    loop.add_argument("--batch-size", type=int, default=16, metavar="N", help="examples a micro-batch (default: 16)")
     loop.add_argument("--grad-accum", type=int, default=1, metavar="N", help="micro-batches an update (default: 1)")
     loop.add_argument("--grad-clip", type=float, metavar="G", help="largest gradient norm (default: no clipping)")
     loop.add_argument("--weight-decay", type=float, default=0.0, metavar="W", help="AdamW's, on matrices (default: 0)")
     loop.add_argument("--seed", type=int, default=0, metavar="N", help="of A's init and the data's order (default: 0)")
 
     data = parser.add_argument_group("data and evaluation")
-    data.add_argument("--base", default=str(HERE / "data/base"), metavar="FOLDER",
-                      help="Hugging Face model folder (default: data/base)")
+    data.add_argument("--base", metavar="MODEL", help="model folder or name on the hub (default: data/base)")
     data.add_argument("--data", default=str(HERE / "data/equations"), metavar="PATH",
                       help="folder with train.jsonl (val.jsonl, test.jsonl), or a JSONL file (default: data/equations)")
-    data.add_argument("--val", metavar="FILE",
-                      help="validation problems (default: the folder's val.jsonl, else up to 300 held out)")
-    data.add_argument("--eval-every", type=int, metavar="N",
-                      help="updates between validation losses (default: a quarter of the steps)")
-    data.add_argument("--eval-problems", type=int, default=500, metavar="N",
-                      help="test problems for pass@1, from the first; 0 for no pass@1 (default: 500)")
+    data.add_argument("--max-length", type=int, metavar="N",
+                      help="tokens of the longest example, longer ones are left out (default: the base's context)")
+    data.add_argument("--truncate", action="store_true", help="cut longer examples at the end instead")
+    data.add_argument("--val", metavar="FILE", help="(default: the folder's val.jsonl, else up to 300 held out)")
+    data.add_argument("--eval-every", type=int, metavar="N", help="updates between losses on it (default: steps / 4)")
+    data.add_argument("--eval-problems", type=int, default=500, metavar="N", help="for pass@1, or 0 (default: 500)")
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="FOLDER", help="where the run goes (default: the next free name under out/)")
     run.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
-    run.add_argument("--merge", action="store_true",
-                     help="also write the merged model, a Hugging Face folder, as OUT/merged")
+    run.add_argument("--merge", action="store_true", help="also write the merged model folder, as OUT/merged")
     run.add_argument("--drift", action="store_true", help="also log signal, drift and their ratio at every step")
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... "
-                     "(default: cuda where there is one)")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: a GPU's)")
     run.add_argument("--dtype", choices=["float32", "bfloat16"],
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
@@ -93,13 +92,12 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     """The parser, for errors found later, and the flags, checked each by itself and against each other."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.lr is None:  # larger models are fine-tuned at smaller rates
-        args.lr = 1e-3 if Path(args.base).resolve() == HERE / "data/base" else 2e-5
 
     def flag(name):
         return f"--{name.replace('_', '-')} {getattr(args, name)}"
 
-    for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1).items():
+    for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1,
+                          max_length=2).items():
         value = getattr(args, name)
         if value is not None and value < low:
             parser.error(f"{flag(name)}: it must be {low} or more")
@@ -119,7 +117,33 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
         parser.error(f"--lr-ratio belongs to --method lora+, not to {args.method}")
     if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
         parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
+    if args.init is not None:
+        take_init(parser, args)
+    args.base, args.targets = args.base or str(HERE / "data/base"), args.targets or [ALL_LINEAR] * (args.init is None)
+    if args.lr is None:  # larger models are fine-tuned at smaller rates
+        args.lr = 1e-3 if Path(args.base).resolve() == HERE / "data/base" else 2e-5
     return parser, args
+
+
+def take_init(parser: Parser, args) -> None:
+    """Rank, dropout and, where none is given, the base of the adapter --init. A flag that says otherwise is refused."""
+    try:
+        if args.method in ("pissa", "full"):
+            raise ValueError(f"--method {args.method} begins anew: leave out --init, or choose another method")
+        folder = resolve(args.init, "--init")
+        config = read_json(folder / "adapter_config.json")
+        rank, alpha = layer_size({name: config.get(name) for name in ("r", "lora_alpha", "use_rslora")}, "")
+        own = {"rank": rank, "alpha": alpha, "dropout": config.get("lora_dropout") or 0.0}
+        asked = {name: getattr(args, name) for name in ("rank", "dropout") if name in parser.given}
+        if {"alpha", "c"} & parser.given:
+            asked["alpha"] = method_alpha(args.method, rank, args.alpha, args.c)
+        for name, value in asked.items():
+            if not math.isclose(value, own[name]):
+                raise ValueError(f"{name} {value:g} is asked for, --init {args.init} has {own[name]:g}: leave it out")
+        args.rank, args.dropout = rank, own["dropout"]
+        args.base, _ = pick_base(args.base, {args.init: folder})
+    except (ValueError, OSError) as error:
+        parser.error(error)
 
 
 # ---- The methods -----------------------------------------------------------------------------------------------------
@@ -139,8 +163,8 @@ def method_alpha(method: str, rank: int, alpha: float | None, c: float | None) -
 def first_step_ratio(model) -> float:
     """rms(ΔW)/lr of Adam's first step, over all adapted weights; full fine-tuning's is 1 [derived].
 
-    That step makes every entry of B ±lr, so each row of ΔW = s·B·A has the mean square (s·lr)²·‖A‖²/in: by A's
-    initialisation, a ratio of (alpha/√r)/√(3·in). Checked by test_lora.py::test_first_step_matches_the_prediction.
+    It makes every entry of B ±lr, so each row of ΔW = s·B·A has the mean square (s·lr)²·‖A‖²/in: by A's initialisation,
+    a ratio of (alpha/√r)/√(3·in). Checked by test_lora.py::test_first_step_matches_the_prediction.
     """
     layers = lora_layers(model).values()
     squares = sum(layer.base.out_features * (layer.scaling * layer.lora_A.norm().item()) ** 2 for layer in layers)
@@ -151,7 +175,7 @@ def first_step_ratio(model) -> float:
 def pissa_init(model) -> dict[str, tuple]:
     """PiSSA (Meng et al. 2024): the r principal singular directions of W0 move from the base into A and B.
 
-    W0 - s·B·A stays frozen, in W0's dtype, and the sum is still W0. Returns {layer: (W0, A, B)}, for pissa_to_lora.
+    W0 - s·B·A stays frozen, in W0's dtype. Returns {layer: (W0, A, B)}, for pissa_to_lora.
     """
     start = {}
     for name, layer in lora_layers(model).items():
@@ -182,8 +206,9 @@ def pissa_to_lora(model, start: dict[str, tuple]) -> None:
 
 @dataclass
 class Run:
-    """What is trained, on what, where. problems: the test problems of pass@1."""
+    """What is trained, on what, where. problems: of pass@1; shown: one to show where there are none."""
 
+    base: Path  # its folder
     model: GPT
     encoding: Encoding
     device: torch.device
@@ -193,6 +218,10 @@ class Run:
     val_batches: list[tuple]
     n_val: int
     problems: list[dict]
+    shown: list[dict]
+    asked: dict  # how a question is put: training.json's prompt and system
+    noun: str  # what they are called
+    chat: object  # the base's chat template, None where no data are messages
 
 
 @dataclass
@@ -214,8 +243,9 @@ def main(argv=None):
         return merge(argv[1:])
     parser, args = parse_args(argv)
     try:  # everything that a user's mistake can break happens here, before anything is written
-        replaces = check_out(args)
-        run = load(args)
+        base = resolve(args.base, "--base")
+        replaces = check_out(args, base.resolve())
+        run = load(args, base)
         method = adapt(args, run.model)
         final, folder = claim_folder(args, replaces)
     except (ValueError, OSError, re.error) as error:
@@ -228,21 +258,21 @@ def main(argv=None):
     save(args, run, method, folder)
     after = answer(run, "after")
     if args.merge:
-        print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', args.base)}")
+        print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', base)}")
     results = summary(run, val_loss, rows, before, after, started)
     write_json(folder / "run.json", described(args, run, method, results))  # last: the mark of a finished run
     if folder != final:
         replace_run(folder, final)
     report(args, run, final, results, before, after)
-    print_next(args, argv, final)
+    print_next(args, run, argv, final)
 
 
-def check_out(args) -> bool:
+def check_out(args, base: Path) -> bool:
     """Whether --out holds a run that --overwrite is to replace. ValueError for a folder that must not be written to."""
-    check_paths(base=args.base, data=args.data, val=args.val)
+    check_paths(data=args.data, val=args.val)
     if not args.out:
         return False
-    out, base = Path(args.out), Path(args.base).resolve()
+    out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: it must be a folder")
     if args.overwrite and base.is_relative_to(out.resolve()):
@@ -256,7 +286,7 @@ def check_out(args) -> bool:
     return holds_run
 
 
-def load(args) -> Run:
+def load(args, base: Path) -> Run:
     """The base on its device, and the data as token ids."""
     try:
         device = torch.device(args.device)
@@ -265,25 +295,31 @@ def load(args) -> Run:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     train_problems, val_problems, test_problems = load_data(args)
-    encoding = load_tokenizer(args.base)
+    encoding = load_tokenizer(base)
     # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
-    model = load_model(args.base, torch.float32 if args.method == "full" else dtype, device)
-    examples = encode_all(train_problems, "training", encoding, model.config)
-    val_examples = encode_all(val_problems, "validation", encoding, model.config)
+    model = load_model(base, torch.float32 if args.method == "full" else dtype, device)
+    chat = chat_for(train_problems + val_problems + test_problems, base, encoding)
+    how = encoding, model.config, chat, args.max_length, args.truncate
+    noun = "problems" if train_problems[0]["form"] == "problem" else "examples"
+    examples = encode_all(train_problems, f"training {noun}", *how)
+    val_examples = encode_all(val_problems, f"validation {noun}", *how)
     if not examples:
-        raise ValueError(f"--data {args.data}: no problem is left to train on")
-    val_examples.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
+        raise ValueError(f"--data {args.data}: no {noun[:-1]} is left to train on")
+    asked = test_problems or (val_problems or train_problems)[:50] * (args.eval_problems > 0)
+    prompts = [encode_prompt(encoding, p, begin_token(encoding, model.config), chat) for p in asked]  # or is refused
+    fitting = [p for p, ids in zip(asked, prompts) if 0 < len(ids) < model.config.max_position_embeddings]
+    val_examples.sort(key=lambda example: len(example[0]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
-    return Run(model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems)
+    return Run(base, model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
+               len(val_examples), test_problems, fitting[: not test_problems], asking(train_problems), noun, chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
     """Training, validation and test problems. Nothing is held out of the training file where validation is given."""
     path = Path(args.data)
     train_problems = load_problems(data_file(path, "train"))
-    val_file = Path(args.val) if args.val else path / "val.jsonl"
-    if args.val or val_file.is_file():
+    val_file = Path(args.val) if args.val else data_file(path, "val")
+    if args.val or path.is_dir() and val_file.is_file():
         val_problems = load_problems(val_file)
     else:  # the same problems for every seed
         order = torch.randperm(len(train_problems), generator=torch.Generator().manual_seed(0)).tolist()
@@ -295,16 +331,21 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
     return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
 
 
-def encode_all(problems, name, encoding, config) -> list[tuple[list[int], list[int]]]:
-    """Examples of the problems that have a solution and fit the context; the others are counted aloud."""
-    end, bos = end_tokens(encoding, config)[0], begin_token(encoding, config)
-    examples = [encode_example(encoding, p, end, bos) for p in problems if p["solution"].strip()]
-    fitting = [e for e in examples if len(e[0]) + len(e[1]) <= config.max_position_embeddings]
-    if len(examples) < len(problems):
-        print(f"left out {len(problems) - len(examples):,} of {len(problems):,} {name} problems: no solution to learn")
-    if len(fitting) < len(examples):
-        print(f"left out {len(examples) - len(fitting):,} of {len(problems):,} {name} problems: longer than the "
-              f"context of {config.max_position_embeddings} tokens")
+def encode_all(problems, name, encoding, config, chat=None, max_length=None, truncate=False) -> list[tuple]:
+    """Examples that have something to learn and fit the context, or max_length; what becomes of others is said."""
+    end, bos, context = end_tokens(encoding, config)[0], begin_token(encoding, config), config.max_position_embeddings
+    longest = min(max_length or context, context)
+    examples = [e for p in problems for e in encode_examples(encoding, p, end, bos, chat) or [([], [])]]
+    long = sum(len(ids) > longest for ids, _ in examples)
+    if truncate:
+        examples = [(ids[:longest], labels[:longest]) for ids, labels in examples]
+    learnt = [e for e in examples if any(label != -100 for label in e[1][1:])]
+    fitting = [e for e in learnt if len(e[0]) <= longest]
+    longer = f"longer than {'the context of' if longest == context else '--max-length'} {longest} tokens"
+    for count, what, why in ((truncate * long, "cut", longer), (len(learnt) - len(fitting), "left out", longer),
+                             (len(examples) - len(learnt), "left out", "no solution to learn")):
+        if count:
+            print(f"{what} {count:,} of {len(examples):,} {name}: {why}")
     return fitting
 
 
@@ -313,15 +354,21 @@ def adapt(args, model: GPT) -> Method:
     torch.manual_seed(args.seed)  # before A's init
     if args.method == "full":
         return Method()
-    targets = args.targets
-    if len(targets) == 1:  # names with commas, or else all-linear or a regular expression
+    targets, lr_ratio = args.targets, (args.lr_ratio or 16.0) if args.method == "lora+" else 1.0
+    if targets and len(targets) == 1:  # names with commas, or else all-linear or a regular expression
         targets = targets[0].split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", targets[0]) else targets[0]
     try:
+        if args.init is not None:  # its B is not 0: no ratio of the first step is known before, as with PiSSA
+            linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+            layers = lora_layers(load_adapter(model, resolve(args.init, "--init")))
+            if targets and layers.keys() != {n for n in linears if targeted({"target_modules": targets}, n)}:
+                own = " ".join(sorted({name.split(".")[-1] for name in layers}))
+                raise ValueError(f"--targets {' '.join(args.targets)}: --init {args.init} has {own}: leave it out")
+            return next(Method(layer.alpha, layer.scaling, lr_ratio) for layer in layers.values())
         alpha = method_alpha(args.method, args.rank, args.alpha, args.c)
         inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
         s = lora_scaling(args.rank, alpha)
-        lr_ratio = (args.lr_ratio or 16.0) if args.method == "lora+" else 1.0
-        if args.method == "pissa":  # B is not 0 in it, so that no ratio of the first step is known before
+        if args.method == "pissa":
             return Method(alpha, s, lr_ratio, None, pissa_init(model))
         return Method(alpha, s, lr_ratio, first_step_ratio(model) * lr_ratio)
     except OverflowError:
@@ -355,7 +402,7 @@ def announce(args, run: Run, method: Method) -> None:
     """The lines that say what will happen, with s."""
     dtype = str(run.dtype).removeprefix("torch.")
     print(f"base    {short(args.base)}, {run.base_parameters:,} parameters, on {run.device} in {dtype}")
-    print(f"data    {short(args.data)}, {len(run.examples):,} training and {run.n_val:,} validation problems")
+    print(f"data    {short(args.data)}, {len(run.examples):,} training and {run.n_val:,} validation {run.noun}")
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     if args.method == "full":
         print(f"method  full fine-tuning, {trainable:,} trainable parameters (100%)")
@@ -364,6 +411,8 @@ def announce(args, run: Run, method: Method) -> None:
                                                          "pissa": "= r"}.get(args.method, "= 2r")
         if args.method == "rslora":
             rule = f"= {args.alpha or 16:g}·√{args.rank}"
+        if args.init is not None:
+            rule = f"from {args.init}"
         if args.method == "lora+":
             rule += f", B's learning rate {method.lr_ratio:g} times A's"
         print(f"method  {args.method}, rank {args.rank}, alpha {method.alpha:g} {rule}, s = alpha/r = {method.s:g}; "
@@ -371,20 +420,20 @@ def announce(args, run: Run, method: Method) -> None:
     if method.first_step:
         print(f"step 1  moves the weights by rms(ΔW)/lr = {method.first_step:.2f}; full fine-tuning's is 1")
     update = min(args.batch_size * args.grad_accum, len(run.examples))
-    print(f"loop    AdamW, {args.steps} steps of {update} problems, {args.steps * update / len(run.examples):.3g} "
+    print(f"loop    AdamW, {args.steps} steps of {update} {run.noun}, {args.steps * update / len(run.examples):.3g} "
           f"epochs, peak learning rate {args.lr:g}", flush=True)
 
 
-def answer(run: Run, when: str) -> list[dict] | None:
-    """The graded answers to the test problems, and a line with their pass@1; None where there are no problems."""
-    if not run.problems:
-        return None
-    print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
+def answer(run: Run, when: str) -> list[dict]:
+    """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
+    if run.problems:
+        print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
     start = time.time()
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
-        records = solve(run.model, run.encoding, run.problems)
-    print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
+        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if run.problems else 64)
+    if run.problems:
+        print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
     return records
 
 
@@ -411,11 +460,7 @@ class Progress:
     def __init__(self, steps: int):
         self.steps, self.start, self.val = steps, time.time(), ""
         self.terminal = sys.stdout.isatty()
-        self.full, self.empty = "━─"
-        try:
-            "━─".encode(sys.stdout.encoding or "ascii")
-        except UnicodeEncodeError:
-            self.full, self.empty = "#."
+        self.full, self.empty = "━─" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
 
     def __call__(self, row: dict) -> None:
         step = row["step"]
@@ -436,20 +481,22 @@ def save(args, run: Run, method: Method, folder: Path) -> None:
     """The adapter, or with full fine-tuning the model; each file is renamed into place when it is whole."""
     if args.method == "full":
         save_model(run.model, folder)
-        copy_tokenizer(args.base, folder)
+        copy_tokenizer(run.base, folder)
         return
     if method.start:
         pissa_to_lora(run.model, method.start)
-    save_adapter(run.model, folder, base=os.path.abspath(args.base))
+    name = os.path.abspath(args.base) if Path(args.base).exists() else args.base
+    save_adapter(run.model, folder, base=name if os.path.isabs(name) else name.partition("@")[0])  # as PEFT has it
+    write_json(folder / "training.json", dict(base=name, base_sha256=base_sha256(run.base), **run.asked))
 
 
 def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, started: float) -> dict:
     """The results: run.json's, and what is printed."""
-    pass1 = [summarize(records)["pass1"] if records else None for records in (before, after)]
+    pass1 = [summarize(records)["pass1"] if run.problems else None for records in (before, after)]
     results = dict(pass1_before=pass1[0], pass1_after=pass1[1], n_problems=len(run.problems),
                    val_loss_before=val_loss, val_loss_after=rows[-1]["val_loss"],
                    clipped=sum(row["clipped"] for row in rows) / len(rows), seconds=round(time.time() - started, 1))
-    if after:
+    if run.problems:
         found = summarize(after)
         whole = {name: found[name] for name in ("n", "pass1", "low", "high")}
         results["levels"] = {**found.get("level", {}), "all levels": whole}
@@ -458,14 +505,13 @@ def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, s
 
 def described(args, run: Run, method: Method, results: dict) -> dict:
     """run.json: the flags, what they came to, and what a result needs beside them to be found again."""
-    packages = ["torch", "numpy", "tiktoken", "tokenizers", "safetensors"]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages, gpu = ["torch", "numpy", "tiktoken", "tokenizers", "safetensors"], torch.cuda.is_available()
     return {**vars(args), "alpha": method.alpha, "s": method.s, "lr_ratio": method.lr_ratio,
             "first_step_ratio": method.first_step, "dtype": str(run.dtype).removeprefix("torch."),
             "n_train": len(run.examples), "n_val": run.n_val,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "machine": dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
-                            threads=torch.get_num_threads()),
+            "machine": dict(platform=platform.platform(), processor=platform.machine(),
+                            gpu=torch.cuda.get_device_name() if gpu else None, threads=torch.get_num_threads()),
             "commit": commit(), "results": results}
 
 
@@ -476,7 +522,6 @@ def commit() -> str | None:
             return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):  # no git, no repository, or not in it
             return None
-
     if not git("ls-files", "--error-unmatch", "train.py", "lora_alpha.py"):
         return None
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
@@ -485,7 +530,7 @@ def commit() -> str | None:
 
 def replace_run(new: Path, old: Path) -> None:
     """Moves a finished run's files into the folder of the one that it overwrites, whose own files go."""
-    ours = re.compile(r"run\.json|metrics\.csv|config\.json|adapter_.*|.*\.safetensors")
+    ours = re.compile(r"(run|training)\.json|metrics\.csv|config\.json|adapter_.*|.*\.safetensors")
     for path in old.iterdir():
         if COPIED.fullmatch(path.name) or ours.fullmatch(path.name):
             path.unlink()
@@ -498,32 +543,35 @@ def replace_run(new: Path, old: Path) -> None:
 def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
     """Losses, the table, one worked example, and where it all lies."""
     if results["val_loss_before"] is not None:
-        print(f"\nvalidation loss {results['val_loss_before']:.4f} → {results['val_loss_after']:.4f}", end="")
+        losses = results["val_loss_before"], results["val_loss_after"]
+        print("\nvalidation loss {:.4f} → {:.4f}".format(*losses), end="")
+        if not run.problems:
+            print(", perplexity {:.4g} → {:.4g}".format(*(math.exp(min(loss, 700)) for loss in losses)), end="")
     if args.grad_clip is not None:
         print(f"; {100 * results['clipped']:.0f}% of the steps were clipped", end="")
     print()
     if run.problems:
         print_table({"before": before, "after": after})
-        # The example is the first problem that was learnt, else the first of all.
+    if after:  # The example is the first problem that was learnt, else the first of all.
         i = next((i for i, (b, a) in enumerate(zip(before, after)) if a["correct"] > b["correct"]), 0)
-        for title, text in (("\nproblem", run.problems[i]["problem"]), ("  before", before[i]["completion"]),
-                            ("  after ", after[i]["completion"]), ("  gold  ", run.problems[i]["answer"])):
+        problem = (run.problems or run.shown)[i]
+        gold = problem["answer"] or problem["solution"]
+        for title, text in ((f"\n{run.noun[:-1]}", problem["problem"]), ("  before", before[i]["completion"]),
+                            ("  after ", after[i]["completion"]), ("  gold  ", gold)):
             print(title, printable(text.strip()))
-    what = "model" if args.method == "full" else "adapter"
-    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
+    print(f"\n{'model' if args.method == 'full' else 'adapter'} in {short(folder)}, {results['seconds']:.0f} s in all."
+          + " To try next:" * (not run.shown))
 
 
-def print_next(args, argv: list[str], folder: Path) -> None:
+def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
-    if args.method != "full":
+    if args.method != "full" and not run.shown:
         command = ["python", "eval_pass1.py", "--adapter", short(folder)]
-        if Path(args.base) != HERE / "data/base":
-            command += ["--base", short(args.base)]
         tested = args.data if Path(args.data).is_dir() and data_file(args.data, "test").is_file() else args.val
         if tested and Path(tested) != HERE / "data/equations":
             command += ["--data", short(tested)]
         print(f"  {shlex.join(command)}")
-    if args.method == "lora-alpha" and args.out is args.alpha is args.c is None and "--method" not in argv:
+    if args.method == "lora-alpha" and args.out is args.alpha is args.c is args.init is None and "--method" not in argv:
         print(f"  {shlex.join(['python', 'train.py', *argv, '--method', 'lora'])}")
 
 
@@ -540,21 +588,22 @@ def merge(argv):
     """The command `python train.py merge`."""
     parser = Parser(prog="train.py merge", description="Folds a PEFT adapter into its base, W0 + s·B·A: a model folder "
                     "that transformers, vLLM and llama.cpp's converter take.")
-    parser.add_argument("--base", required=True, metavar="FOLDER", help="model folder; the merged one has its dtype")
-    parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder")
+    parser.add_argument("--base", metavar="MODEL", help="model folder or hub name (default: that of its training)")
+    parser.add_argument("--adapter", required=True, metavar="FOLDER", help="PEFT adapter folder or name")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
     args = parser.parse_args(argv)
     try:
-        check_paths(base=args.base, adapter=args.adapter)
         if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
             raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
-        model = load_adapter(load_model(args.base), args.adapter)
-        print(f"merged model in {args.out}: {save_merged(model, args.out, args.base)}")
+        adapter = resolve(args.adapter, "--adapter")
+        _, base = pick_base(args.base, {args.adapter: adapter})
+        model = load_adapter(load_model(base), adapter)
+        print(f"merged model in {args.out}: {save_merged(model, args.out, base)}")
     except (ValueError, OSError) as error:
         parser.error(error)
 
 
-def save_merged(model, folder: Path, base: str) -> str:
+def save_merged(model, folder: Path, base: Path) -> str:
     """Merges the adapters and writes the model folder, all but the weights as in the base's. Returns what changed."""
     layers = lora_layers(model).values()
     changed = sum(int((layer.merged_weight() != layer.base.weight).sum()) for layer in layers)

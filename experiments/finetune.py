@@ -38,10 +38,10 @@ def examples(base: str, data: str, val: int) -> tuple[list, list, list]:
     """Training examples, validation batches and test problems, as train.py takes them from a data folder."""
     encoding, config = load_tokenizer(ROOT / base), load_config(ROOT / base)
     train_problems, val_problems, test_problems = load_data(parse_args(["--data", str(ROOT / data)])[1])
-    held_out = encode_all(val_problems, "validation", encoding, config)[:val]
-    held_out.sort(key=lambda example: len(example[0]) + len(example[1]))  # little padding
-    size = max(1, 5000 // sum(map(len, held_out[-1])))
-    return (encode_all(train_problems, "training", encoding, config),
+    held_out = encode_all(val_problems, "validation problems", encoding, config)[:val]
+    held_out.sort(key=lambda example: len(example[0]))  # little padding
+    size = max(1, 5000 // len(held_out[-1][0]))
+    return (encode_all(train_problems, "training problems", encoding, config),
             [collate(held_out[i : i + size]) for i in range(0, len(held_out), size)], test_problems)
 
 

@@ -45,7 +45,7 @@ def prepare(quick: bool) -> None:
         lines = (ROOT / f"data/gsm8k/{name}.jsonl").read_text(encoding="utf-8").splitlines()
         problems = load_problems(ROOT / f"data/gsm8k/{name}.jsonl")
         kept = [line for line, problem in zip(lines, problems)
-                if sum(map(len, encode_example(encoding, problem, end_tokens(encoding, config)[0]))) <= LONGEST]
+                if len(encode_example(encoding, problem, end_tokens(encoding, config)[0])[0]) <= LONGEST]
         (ROOT / DATA / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
         print(f"{name}: {len(kept):,} of {len(lines):,} problems have at most {LONGEST} tokens")
 

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import io
+import json
 import math
 import os
 import re
@@ -23,9 +24,9 @@ import train
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
-NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "finetune", "gpu", "grid", "mlp", "rank_law",
-         "smollm2"]
-(everything, alpha_vs_lr, baselines, calibrate, curvature, finetune, gpu, grid, mlp, rank_law,
+NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "curves", "finetune", "gpu", "grid", "mlp",
+         "rank_law", "smollm2"]
+(everything, alpha_vs_lr, baselines, calibrate, curvature, curves, finetune, gpu, grid, mlp, rank_law,
  smollm2) = (importlib.import_module(name) for name in NAMES)
 
 
@@ -479,3 +480,65 @@ def test_smollm2_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(smollm2, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match="python data/smollm2/prepare.py"):
         smollm2.prepare(True)
+
+
+# ---- curves.py -------------------------------------------------------------------------------------------------------
+
+
+def write_run(folder, steps=4, header="step,loss,val_loss,seconds,drift", text=None, **flags):
+    """A run as train.py leaves it: loss 8 / step, val_loss 9 in even steps, 2 seconds a step, no drift in the first."""
+    folder.mkdir(parents=True)
+    rows = (f"{i},{8 / i},{'' if i % 2 else 9},{2 * i},{i - 1}" for i in range(1, steps + 1))
+    (folder / "metrics.csv").write_text("\n".join([header, *rows]) + "\n" if text is None else text, encoding="utf-8")
+    if flags:
+        (folder / "run.json").write_text(json.dumps(flags), encoding="utf-8")
+    return folder
+
+
+def test_curves_show_what_the_files_hold(tmp_path):
+    """Over steps and seconds, a colour a run; rank, alpha and rate in the legend, or the folder of a run cut off."""
+    folders = [write_run(tmp_path / "a", 40, method="lora-alpha", rank=8, alpha=724.0773, lr=1e-3),
+               write_run(tmp_path / "b", 6), write_run(tmp_path / "c", 6, method="full", rank=8, alpha=None, lr=2e-5)]
+    runs = {curves.title(folder): curves.read_run(folder) for folder in folders}
+    assert list(runs) == ["lora-alpha, rank 8, alpha 724.077, lr 0.001 (a)", "b (not finished)", "full, lr 2e-05 (c)"]
+    fig = curves.picture(runs, True)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(runs)
+    steps, seconds, *others = fig.axes
+    for ax, scale in ((steps, 1), (seconds, 2)):
+        raw, smooth, val = ax.lines[:3]
+        assert list(raw.get_xdata()) == [scale * i for i in range(1, 41)]
+        assert list(raw.get_ydata()) == [8 / i for i in range(1, 41)]
+        assert smooth.get_ydata()[5] == pytest.approx((8 / 6 + 8 / 5) / 2)  # a twentieth of 40 steps
+        assert [y for y in val.get_ydata() if y == y] == [9] * 20
+        assert len({line.get_color() for line in ax.lines}) == 3 and len(ax.lines) == 9
+    assert [len(ax.lines) for ax in others] == [0, 6, 0]
+
+
+def test_curves_draw_the_newest_runs_and_say_where(tmp_path, command):
+    """Five of seven without names; the picture lies beside them, or where --out says."""
+    for i in range(7):
+        os.utime(write_run(tmp_path / f"out/r{i}") / "metrics.csv", (i, i))
+    done = command(curves, cwd=tmp_path)
+    assert done.stdout == "5 runs drawn in out/curves.png\n" and (tmp_path / "out/curves.png").stat().st_size > 1000
+    done = command(curves, "out/r1", "out/r1", "--drift", "--out", "new/x.svg", cwd=tmp_path)
+    assert done.stdout == "1 run drawn in new/x.svg\n" and "<svg" in (tmp_path / "new/x.svg").read_text()
+
+
+@pytest.mark.parametrize("text, flags, said", [
+    (None, ["--drift", "absent"], "absent/metrics.csv: there is no such file"),
+    (None, ["a", "--out", "metrics.csv"], "Format 'csv' is not supported"),
+    ("step,loss,val_loss\n1,2,\n2,two,\n", ["a"], "a/metrics.csv, line 3: no row of numbers"),
+    ("step,loss,val_loss\n1,2,\n2\n", ["a"], "a/metrics.csv, line 3: no row of numbers"),
+    ("step,loss,val_loss\n1,2,3,4\n", ["a"], "a/metrics.csv, line 2: no row of numbers"),
+    ("step,val_loss\n1,2\n", ["a"], "a/metrics.csv: lacks the column loss"),
+    ("step,loss,val_loss\n", ["a"], "a/metrics.csv: holds no step yet"),
+    ("", ["a"], "a/metrics.csv: lacks the column loss"),
+    ("step,loss,val_loss\n1,2,\n", ["a", "--drift"], "no run has signal and drift: train with --drift"),
+    (None, [], "out/ holds no run"),
+], ids=str)
+def test_curves_name_what_they_cannot_draw(text, flags, said, tmp_path, command):
+    """One line, exit status 2, no picture."""
+    write_run(tmp_path / "a", text=text)
+    done = command(curves, *flags, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"curves.py: {said}") and done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "metrics.csv"]

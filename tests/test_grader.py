@@ -1342,6 +1342,39 @@ KINDS_OF_PAIRS = {
          (r"\tan 90^\circ", "0"),
          ("i", "1"), ("i", "-i"), ("(1+i)^2", "2"), ("x^2", "-1"), (r"\sin 30", r"\frac12"), ("i_1^2", "-1"),
          (r"\sin 0.5236", "0.5"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}")]),
+    "complex numbers": (
+        [("(1+i)^2", "2i"), ("i(2-i)", "1+2i"), ("(2+3i)(2-3i)", "13"), (r"\frac{1+i}{1-i}", "i"),
+         (r"\frac2{1+i}", "1-i"),
+         ("3+4i", "4i+3"), ("|3+4i|", "5"), ("(1+i)^{-2}", r"-\frac i2"), ("(1+i)^8", "16"), ("x^2+1", "(x+i)(x-i)"),
+         ("i^{101}", "i"), ("i^0", "1"), (r"|1+i\sqrt3|", "2"), (r"(\frac12+\frac{\sqrt3}2i)^3", "-1")],
+        [("(1+i)^2", "-2i"), ("i(2-i)", "1-2i"), ("(2+3i)(2-3i)", "-5"), (r"\frac{1+i}{1-i}", "-i"), ("|3+4i|", "7"),
+         (r"\sqrt{2i}", "1-i"), ("x^2-1", "(x+i)(x-i)"), ("(1+i)^8", "-16"), ("2+i", "2"), ("i_2^2", "-1"),
+         (r"\sin i", "0"), (r"\log i", "0")]),
+    "values of several numbers": (
+        [(r"\gcd(12,18)", "6"), ("gcd(12, 18)", "6"), (r"\text{lcm}(4,6)", "12"),
+         (r"\operatorname{lcm}(4, 6, 10)", "60"),
+         (r"\max(3,5)", "5"), (r"\min\{3,\frac12\}", "0.5"), (r"\gcd(a,b)", r"\gcd(b,a)"), (r"2\gcd(4,6)+1", "5"),
+         (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "-2"), (r"\det\begin{pmatrix}1&2\\3&4\end{pmatrix}", "-2"),
+         (r"\begin{vmatrix}1&2&3\\4&5&6\\7&8&10\end{vmatrix}", "-3"),
+         (r"\begin{vmatrix}a&b\\c&d\end{vmatrix}", "ad-bc")],
+        [(r"\gcd(12,18)", "12"), (r"\gcd(12,18)", "12,18"), (r"\text{lcm}(4,6)", "24"), (r"\max(3,5)", "3"),
+         (r"\gcd(a,b)", r"\gcd(a,c)"), (r"\gcd(a,b)", r"\text{lcm}(a,b)"), (r"\gcd(\frac12,1)", r"\frac12"),
+         (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "2"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "10"),
+         (r"\det\begin{pmatrix}1&2&3\end{pmatrix}", "2")]),
+    "inverse functions and logarithms at exact points": (
+        [(r"\arcsin 1", r"\frac\pi2"), (r"\arcsin\frac12", r"\frac\pi6"), (r"\sin^{-1}(-1)", r"-\frac\pi2"),
+         (r"\arccos 0", r"\frac\pi2"), (r"\arccos(-\frac12)", r"\frac{2\pi}3"), (r"\arctan 1", r"\frac\pi4"),
+         (r"\tan^{-1}\sqrt3", r"\frac\pi3"), (r"\arctan(-\frac1{\sqrt3})", r"-\frac\pi6"), (r"\log_4 8", r"\frac32"),
+         (r"\log_8 2", r"\frac13"), (r"\log_9 27", "1.5"), (r"\ln\sqrt e", r"\frac12"), (r"\log_{\frac12} 8", "-3"),
+         (r"\operatorname{arccot} x", r"\cot^{-1} x"), (r"\frac{\sin x}{\cos x}", r"\sin x/\cos x")],
+        [(r"\arcsin 1", r"\frac{5\pi}2"), (r"\arccos\frac12", r"\frac\pi6"), (r"\arctan 1", r"\frac{5\pi}4"),
+         (r"\log_4 8", "2"), (r"\log_4(-8)", r"\frac32"), (r"\log_1 1", "0"), (r"\log_0 2", "0"), (r"\ln 0", "0"),
+         (r"\arcsin 2", r"\frac\pi2"), (r"\sin x/\cos x", r"\sin\frac x{\cos x}")]),
+    "powers and fractions side by side, functions before a bracket": (
+        [("2^6 3^5", r"2^6\cdot3^5"), ("2^{3}3^{2}", "72"), ("2^3x", "8x"),
+         ("f(5)+1", "1+f(5)"), ("g(x,y)", "g(x, y)"), ("FF_{16}", "ff_{16}"), ("*5*", "5"), ("`5`", "5")],
+        [("2^6 3^5", "2^{6}+3^5"), (r"\frac12 34", "17"), ("f(5)", "5f"), ("f(5)", "f(6)"), ("2^3 4", "32"),
+         ("AB_{12}", "131"), ("ab_{12}", "AB_{12}")]),
     "equations, inequalities and sets said otherwise": (
         [("2y=4x+2", "y=2x+1"), ("x+y=1", "-3x-3y=-3"), ("x=5", "2x=10"), (r"x\ne 3", r"3\ne x"),
          (r"(3,\infty)", "x>3"),
@@ -1362,6 +1395,35 @@ KINDS_OF_PAIRS = {
 def test_kinds_of_answers(answer, gold, right):
     """Each kind has more members than these: it is the rule that is meant."""
     assert same(answer, gold) is right and same(answer, answer) is same(gold, gold) is True
+
+
+COMPLEX = st.recursive(
+    st.integers(-9, 9).map(lambda n: (f"({n})", Fraction(n), Fraction(0))) | st.just(("i", Fraction(0), Fraction(1))),
+    lambda inner: st.tuples(st.sampled_from("+-*/"), inner, inner).map(lambda t: applied(*t)), max_leaves=12)
+
+
+def applied(operation, left, right):
+    """A text and its value, real and imaginary part, from two of them; division by 0 is left out."""
+    (x, a, b), (y, c, d) = left, right
+    norm = c * c + d * d
+    if operation == "/" and not norm:
+        return left
+    value = {"+": (a + c, b + d), "-": (a - c, b - d), "*": (a * c - b * d, a * d + b * c)}.get(
+        operation) or ((a * c + b * d) / norm, (b * c - a * d) / norm)
+    return rf"\frac{{{x}}}{{{y}}}" if operation == "/" else rf"({x}{operation}{y})".replace("*", r"\cdot "), *value
+
+
+@given(COMPLEX, st.integers(1, 3), st.integers(-5, 5))
+@settings(max_examples=60)
+def test_complex_arithmetic_is_that_of_pairs_of_rationals(expression, moved, exponent):
+    text, real, imaginary = expression
+    assert same(text, f"({real})+({imaginary})i")
+    assert not same(text, f"({real})+({imaginary + moved})i") and not same(text, f"({real + moved})+({imaginary})i")
+    if real or imaginary:
+        power = ("1", Fraction(1), Fraction(0))
+        for _ in range(abs(exponent)):
+            power = applied("*" if exponent > 0 else "/", power, expression)
+        assert same(f"({text})^{{{exponent}}}", f"({power[1]})+({power[2]})i")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -383,7 +383,8 @@ def test_any_bytes_have_tokens(base_tokenizer, raw):
 def test_special_text_of_a_user_is_text(base_tokenizer, before, after):
     """<|endoftext|> in a user's problem or solution becomes ordinary tokens; the end token stands at the end alone."""
     text = f"{before}<|endoftext|>{after}"
-    prompt, answer = encode_example(base_tokenizer, dict(problem=text, solution=text), 511)
+    ids, labels = encode_example(base_tokenizer, dict(problem=text, solution=text), 511)
+    prompt, answer = ids[: labels.count(-100)], ids[labels.count(-100) :]
     assert 511 not in prompt and answer.index(511) == len(answer) - 1
     assert text in base_tokenizer.decode(prompt) and base_tokenizer.decode(answer[:-1]) == f" {text}"
     assert base_tokenizer.encode("<|endoftext|>", allowed_special="all") == [511]

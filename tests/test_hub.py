@@ -285,9 +285,9 @@ def test_the_tokenizer_is_what_transformers_makes_of_the_folder(tmp_path):
     sentencepiece(tmp_path)
     ours, theirs = load_tokenizer(tmp_path), PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     assert [ours.bos, *ours.encode_ordinary("Problem: 1 + 1")] == theirs("Problem: 1 + 1").input_ids
-    prompt, answer = encode_example(ours, dict(problem="1 + 1", solution="It is 2."), 2, ours.bos)
-    assert [*prompt, *answer] == [*theirs("Problem: 1 + 1\nSolution: It is 2.").input_ids, 2]
-    assert decode(ours, answer[:-1]) == " It is 2."
+    ids, labels = encode_example(ours, dict(problem="1 + 1", solution="It is 2."), 2, ours.bos)
+    assert ids == [*theirs("Problem: 1 + 1\nSolution: It is 2.").input_ids, 2]
+    assert decode(ours, ids[labels.count(-100) : -1]) == " It is 2."
 
 
 def test_a_continuation_loses_nothing_where_blanks_are_collapsed():

@@ -6,16 +6,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from lora_alpha import GPT, GPTConfig, collate, epochs, evaluate, inject_lora, learning_rate, lora_layers, train
 
-IDS = st.integers(0, 12)
-EXAMPLES = st.lists(st.tuples(st.lists(IDS, min_size=1, max_size=7), st.lists(IDS, min_size=1, max_size=7)),
-                    min_size=1, max_size=5)
+TOKENS = st.tuples(st.integers(0, 12), st.booleans())  # a token, and whether it is learnt
+EXAMPLES = st.lists(st.lists(TOKENS, min_size=2, max_size=13).map(
+    lambda tokens: ([token for token, _ in tokens], [token if learnt else -100 for token, learnt in tokens])),
+    min_size=1, max_size=5)
+
+
+def example(prompt, answer):
+    return prompt + answer, [-100] * len(prompt) + answer
 
 
 def tiny(seed=0, **options):
@@ -42,7 +47,7 @@ def some_examples(n=7, seed=0):
         length = int(torch.randint(low, 6, (1,), generator=generator))
         return torch.randint(13, (length,), generator=generator).tolist()
 
-    return [(ids(1), ids(1)) for _ in range(n)]
+    return [example(ids(1), ids(1)) for _ in range(n)]
 
 
 def weights(model):
@@ -67,38 +72,39 @@ class Counts(nn.Module):
 
 
 @given(EXAMPLES)
-def test_the_loss_masks_exactly_the_prompt_and_the_padding(examples):
-    """Targets are the answer's tokens, end token included, each after its predecessor, and -100 everywhere else."""
+def test_the_loss_counts_exactly_the_labels(examples):
+    """Targets are the labelled tokens, wherever they stand, each after its predecessor, and -100 everywhere else."""
     idx, targets = collate(examples)
-    assert idx.shape == targets.shape == (len(examples), max(len(p) + len(a) for p, a in examples) - 1)
-    for row, (prompt, answer) in enumerate(examples):
-        whole = prompt + answer
+    assert idx.shape == targets.shape == (len(examples), max(len(ids) for ids, _ in examples) - 1)
+    for row, (ids, labels) in enumerate(examples):
         for t in range(idx.shape[1]):
-            if t < len(whole) - 1:
-                assert idx[row, t] == whole[t]
-            wanted = whole[t + 1] if len(prompt) <= t + 1 < len(whole) else -100
+            if t < len(ids) - 1:
+                assert idx[row, t] == ids[t]
+            wanted = ids[t + 1] if t + 1 < len(ids) and labels[t + 1] != -100 else -100
             assert targets[row, t] == wanted
 
 
 @given(EXAMPLES)
 @settings(max_examples=30)
 def test_a_padded_batch_has_the_loss_of_its_rows(examples):
-    """The loss of a batch is the mean of -log p over answer tokens, computed example by example without padding."""
+    """The loss of a batch is the mean of -log p over labelled tokens, computed example by example without padding."""
+    assume(any(label != -100 for _, labels in examples for label in labels[1:]))
     model = tiny().double()
     total, count = 0.0, 0
     with torch.no_grad():
         loss = model(*collate(examples))[1].item()
-        for prompt, answer in examples:
-            p = model(torch.tensor([prompt + answer]))[0][0].softmax(-1)
-            for n, token in enumerate(answer):
-                total, count = total - math.log(p[len(prompt) + n - 1, token]), count + 1
+        for ids, labels in examples:
+            p = model(torch.tensor([ids]))[0][0].softmax(-1)
+            for n, label in enumerate(labels[1:]):
+                if label != -100:
+                    total, count = total - math.log(p[n, label]), count + 1
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
-def test_an_empty_prompt_learns_all_that_has_a_predecessor():
-    """Without a prompt the first answer token has nothing to its left; all the others are targets."""
-    idx, targets = collate([([], [4, 0, 6])])
-    assert idx.tolist() == [[4, 0]] and targets.tolist() == [[0, 6]]
+def test_a_first_token_is_never_a_target():
+    """It has nothing to its left; all the others of a text are targets, and an example of one token has none."""
+    idx, targets = collate([([4, 0, 6], [4, 0, 6]), ([5], [5])])
+    assert idx.tolist() == [[4, 0], [0, 0]] and targets.tolist() == [[0, 6], [-100, -100]]
 
 
 def split(examples, sizes):
@@ -153,7 +159,7 @@ def test_a_micro_batch_without_targets_counts_for_nothing():
 def test_an_epoch_has_no_repeats_and_every_update_is_full(n, batch_size, grad_accum, seed):
     """Every update has batch_size·grad_accum examples (or all there are), and each n in a row are each example once."""
     grad_accum = min(grad_accum, n)  # fewer examples than micro-batches: the next test
-    batches = epochs([([i], [i]) for i in range(n)], batch_size, grad_accum, seed)
+    batches = epochs([([i, i], [-100, i]) for i in range(n)], batch_size, grad_accum, seed)
     update, stream = min(n, batch_size * grad_accum), []
     for _ in range(3 * n // update + 2):
         rows = [row for _ in range(grad_accum) for row in next(batches)[0][:, 0].tolist()]
@@ -167,17 +173,17 @@ def test_an_epoch_has_no_repeats_and_every_update_is_full(n, batch_size, grad_ac
 @settings(max_examples=30)
 def test_too_few_examples_still_count_once_each(n, grad_accum):
     """With fewer examples than micro-batches an update's loss is still the mean over all examples, each once."""
-    examples = [([i], [(5 * i + 1) % 13]) for i in range(n)]
+    examples = [example([i], [(5 * i + 1) % 13]) for i in range(n)]
     model = Counts()
     with torch.no_grad():
-        wanted = -sum(model.table[p[0]].log_softmax(0)[a[0]].item() for p, a in examples) / n
+        wanted = -sum(model.table[first].log_softmax(0)[second].item() for (first, second), _ in examples) / n
     row, = train(model, epochs(examples, n, grad_accum), 1, 1e-3, grad_accum=grad_accum)
     assert row["loss"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_epochs_repeats_with_its_seed():
     """The same seed gives the same batches, another seed and another epoch other orders."""
-    examples = [([i], [i]) for i in range(13)]
+    examples = [example([i], [i]) for i in range(13)]
 
     def order(seed, k=2):
         batches = epochs(examples, 13, 1, seed)
@@ -309,7 +315,7 @@ def test_the_metrics_file_has_a_row_a_step(drift, val, tmp_path):
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         table = list(reader)
-    columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s"]
+    columns = ["step", "loss", "val_loss", "lr", "grad_norm", "clipped", "tokens_per_s", "seconds"]
     assert reader.fieldnames == columns + (["signal", "drift", "drift_ratio"] if drift else [])
     assert [int(row["step"]) for row in table] == [1, 2, 3, 4, 5, 6]
     for written, row in zip(table, rows, strict=True):
@@ -323,6 +329,8 @@ def test_the_metrics_file_has_a_row_a_step(drift, val, tmp_path):
         if drift:
             assert (row["drift"] > 0) == (row["step"] > 1)  # B = 0 gives A no gradient in the first step
             assert row["signal"] > 0 and row["drift_ratio"] == pytest.approx(row["drift"] / row["signal"])
+    seconds = [row["seconds"] for row in rows]
+    assert 0 < seconds[0] and seconds == sorted(set(seconds))  # since the start, ever later
     assert [row["val_loss"] != "" for row in table] == [val and step in (4, 6) for step in range(1, 7)]
 
 

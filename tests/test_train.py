@@ -33,6 +33,14 @@ def problems_file(path, *pairs, end="\n"):
     return path
 
 
+def apart(example):
+    """(prompt, answer) of an example: ids that are not learnt, and those that are, which are the last."""
+    ids, labels = example
+    prompt = labels.count(-100)
+    assert labels == [-100] * prompt + ids[prompt:]
+    return ids[:prompt], ids[prompt:]
+
+
 def last_loss(folder):
     with open(folder / "metrics.csv", newline="") as file:
         return float(list(csv.DictReader(file))[-1]["val_loss"])
@@ -149,9 +157,9 @@ def test_a_mistake_is_one_line_and_status_2(flags, word, tmp_path, run):
 
 
 @pytest.mark.parametrize("text, word", [
-    ('{"problem": "a", "solution": "b", "answer": "4"}\n{oops\n', "line 2"), ('\n\n[1]\n', "line 3"),
-    ("", "no problem"),
-    ('{"problem": "a", "solution": "b", "answer": 0}', "line 1"), ('{"problem": "a"}', "line 1"),
+    ('{"problem": "a", "solution": "b", "answer": "4"}\n{oops\n', "line 2"),
+    ('\n\n[1]\n', "entry 1: not"), ("7", "line 1"), ("", "no problem"),
+    ('{"problem": "a", "solution": "b", "answer": true}', "line 1"), ('{"problem": "a"}', "line 1"),
     ('{"problem": "a", "solution": ""  , "answer": "4"}', "no problem is left"),
 ])
 def test_a_malformed_file_is_one_line_and_status_2(text, word, tmp_path, run):
@@ -272,7 +280,7 @@ def test_the_prompt_is_the_same_in_training_and_evaluation():
     """encode_example begins with exactly what encode_prompt gives, and ends with the end token, once."""
     encoding = load_tokenizer(ROOT / "data/base")
     for problem in load_problems(ROOT / "data/equations/test.jsonl")[:50]:
-        prompt, answer = encode_example(encoding, problem, encoding.eot_token)
+        prompt, answer = apart(encode_example(encoding, problem, encoding.eot_token))
         assert prompt == encode_prompt(encoding, problem) and answer.count(encoding.eot_token) == 1
         assert answer[-1] == encoding.eot_token and encoding.decode(answer[:-1]) == f" {problem['solution']}"
 
@@ -280,8 +288,8 @@ def test_the_prompt_is_the_same_in_training_and_evaluation():
 def test_the_begin_token_stands_once_at_the_start():
     """Where a model has one, it is before the prompt's own tokens, in training and in evaluation, and nowhere else."""
     encoding, problem = load_tokenizer(ROOT / "data/base"), dict(problem="1 + 1?", solution="2")
-    plain, answer = encode_example(encoding, problem, encoding.eot_token)
-    assert encode_example(encoding, problem, encoding.eot_token, 7) == ([7, *plain], answer)
+    plain, answer = apart(encode_example(encoding, problem, encoding.eot_token))
+    assert apart(encode_example(encoding, problem, encoding.eot_token, 7)) == ([7, *plain], answer)
     assert encode_prompt(encoding, problem, 7) == Protocol("plain", "math").encode(encoding, problem, 7) == [7, *plain]
 
 

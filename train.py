@@ -72,16 +72,19 @@ def make_parser() -> Parser:
     data.add_argument("--max-length", type=int, metavar="N",
                       help="tokens of the longest example, longer ones are left out (default: the base's context)")
     data.add_argument("--truncate", action="store_true", help="cut longer examples at the end instead")
-    data.add_argument("--val", metavar="FILE", help="(default: the folder's val.jsonl, else up to 300 held out)")
-    data.add_argument("--eval-every", type=int, metavar="N", help="updates between losses on it (default: steps / 4)")
-    data.add_argument("--eval-problems", type=int, default=500, metavar="N", help="for pass@1, or 0 (default: 500)")
+    data.add_argument("--val", metavar="FILE", help="validation data (default: val.jsonl, else up to 300 held out)")
+    data.add_argument("--eval-every", type=int, metavar="N",
+                      help="updates from one validation to the next (default: steps/4)")
+    data.add_argument("--eval-problems", type=int, default=500, metavar="N",
+                      help="test problems for pass@1, or 0 (default: 500)")
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="FOLDER", help="where the run goes (default: the next free name under out/)")
     run.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     run.add_argument("--merge", action="store_true", help="also write the merged model folder, as OUT/merged")
     run.add_argument("--drift", action="store_true", help="also log signal, drift and their ratio at every step")
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: a GPU's)")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                     help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     run.add_argument("--dtype", choices=["float32", "bfloat16"],
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")

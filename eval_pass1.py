@@ -123,9 +123,7 @@ def answers(model: GPT, encoding: Encoding, problems: list[dict], prompts: list[
         for (i, n), tokens in [*zip(batch, outputs), *((row, None) for row in unasked)]:
             if (problems[i]["id"], n) in done:
                 continue
-            ended = bool(tokens) and tokens[-1] in ends
-            text = decode(encoding, tokens[:-1] if ended else tokens or [])
-            completion, invented, _ = text.partition(cut) if cut else (text, "", "")
+            completion, ended, invented = read_answer(encoding, tokens or [], ends, cut)
             records.append(dict(
                 id=problems[i]["id"], sample=n, kind=problems[i]["kind"], level=problems[i]["level"],
                 subject=problems[i]["subject"], prompt=decode(encoding, prompts[i]), completion=completion,
@@ -133,6 +131,14 @@ def answers(model: GPT, encoding: Encoding, problems: list[dict], prompts: list[
                 seconds=round(seconds, 4) if tokens is not None else 0.0,
                 **graded(completion, problems[i]["answer"], problems[i]["kind"], tokens is not None)))
         yield records
+
+
+def read_answer(encoding: Encoding, tokens: list[int], ends: tuple[int, ...], cut: str) -> tuple[str, bool, bool]:
+    """The text before an end token and before cut; whether the one ends it, and whether the other does."""
+    ended = bool(tokens) and tokens[-1] in ends
+    text = decode(encoding, tokens[:-1] if ended else tokens)
+    invented = bool(cut) and cut in text
+    return text.partition(cut)[0] if invented else text, ended, invented
 
 
 def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
@@ -224,7 +230,8 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
     if not details:
         return
     lines = [(f"pass@{k}, %", [f"{100 * s['pass_at_k'][k]:.1f}" for s in summaries.values()]) for k in ks]
-    lines += [("chance, %", ["25.0"] * len(columns))] * (next(iter(columns.values()))[0]["kind"] == "choice")
+    if any(record["kind"] == "choice" for record in next(iter(columns.values()))):
+        lines.append(("chance, %", ["25.0"] * len(columns)))
     lines.append(("mean tokens", [f"{s['mean_tokens']:.1f}" for s in summaries.values()]))
     for name in ("no_answer", "truncated", "too_long"):
         if name != "too_long" or any(s[name] for s in summaries.values()):
@@ -279,16 +286,15 @@ def check_paths(**paths) -> None:
 
 
 def plain_output() -> None:
-    """Neither characters that the console lacks, bytes that are none nor a reader that goes (| head) ends the run."""
-    for name in ("stdin", "stdout", "stderr"):
-        stream = getattr(sys, name)
+    """Neither characters that the console lacks, bytes that are none, a closed stream nor | head ends the run."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-            setattr(sys, name, Lasting(stream) if name != "stdin" else stream)
+    sys.stdout, sys.stderr = (Lasting(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))
 
 
 class Lasting:
-    """A stream whose reader may go: what is printed after that is lost."""
+    """A stream whose reader may go: what is printed after that is lost. Each write is flushed."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -297,17 +303,12 @@ class Lasting:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        return self.unless_gone(self.stream.write, text)
-
-    def flush(self) -> None:
-        self.unless_gone(self.stream.flush)
-
-    def unless_gone(self, call, *args):
         try:
-            return call(*args)
+            self.stream.write(text)
+            self.stream.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            return len(args[0]) if args else None
+        return len(text)
 
 
 class Progress:
@@ -557,14 +558,12 @@ def main(argv=None):
         folders = {name: folder for name, folder in adapters.items() if folder}
         args.base, base = pick_base(args.base, folders)
         if args.ask is not None:
-            ask(args, base, adapters)
+            ask(args, base, folders)
             return
         args.data = args.data or pick_data(folders)
-        model, encoding, asked = load(args, base)
-        for folder in folders.values():
-            remove_lora(load_adapter(model, folder))
+        model, encoding, asked = load(args, base, folders)
         samples = Samples(args.out, settings_of(args, base, adapters, asked))
-    except BrokenPipeError:  # as in "| head"
+    except BrokenPipeError:  # no mistake in the flags
         raise
     except (ValueError, OSError) as error:
         parser.error(error)
@@ -594,15 +593,23 @@ def pick_adapters(args) -> dict[str, Path | None]:
     return adapters
 
 
-def load(args, base: Path) -> tuple[GPT, Encoding, Asked]:
+def load_base(base: Path, folders: dict[str, Path]) -> tuple[Encoding, GPT]:
+    """The base's tokenizer and model, on which each adapter has been tried."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
+    for folder in folders.values():
+        remove_lora(load_adapter(model, folder))
+    return encoding, model
+
+
+def load(args, base: Path, folders: dict[str, Path]) -> tuple[GPT, Encoding, Asked]:
     """The base and its tokenizer, and what it is to be asked."""
     every = load_tests(args.data, args.kind)
     problems = draw(every, args.limit, args.seed)
     protocol = Protocol(args.prompt, problems[0]["kind"], problems[0]["form"])
     protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
     max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
+    encoding, model = load_base(base, folders)
     chat = (chat_for(problems, base, encoding) if protocol.name == "own" else
             load_chat(base, encoding) if protocol.chat else None)
     turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
@@ -668,14 +675,10 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
 # ---- Ask -------------------------------------------------------------------------------------------------------------
 
 
-def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
+def ask(args, base: Path, folders: dict[str, Path]) -> None:
     """Prints the answers of the base and of each adapter to --ask, or to each line of standard input."""
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
-    folders = [folder for folder in adapters.values() if folder]
-    for folder in folders:  # each is looked at before anything is asked
-        remove_lora(load_adapter(model, folder))
-    words = {(training["prompt"], training["system"]) for training in map(training_of, folders)}
+    encoding, model = load_base(base, folders)
+    words = {(training["prompt"], training["system"]) for training in map(training_of, folders.values())}
     (prompt, system), *other = words if words and args.prompt is None else [(args.prompt, None)]
     if other:
         raise ValueError("--ask: the adapters were trained in different words: ask one at a time, or give --prompt")
@@ -686,10 +689,10 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
         if args.ask == "-" and not sys.stdin.isatty():
             print(f"\n> {printable(question)}")
         prompt = protocol.encode(encoding, dict(form="prompt", problem=question), bos, chat)
-        for name, folder in ({"none": None} | adapters).items():
+        for name, folder in {"none": None, **folders}.items():
             if folder:
                 load_adapter(model, folder)
-            print(f"\n{printable('base' if name == 'none' else name)}:", flush=True)
+            print(f"\n{printable(name) if folder else 'base'}:", flush=True)
             generator = torch.Generator().manual_seed(args.seed % 2**63)
             for _ in range(args.samples):
                 answer = Answer(encoding, ends, protocol.cut)
@@ -714,9 +717,7 @@ class Answer:
 
     def show(self, whole: bool = False) -> bool:
         """Prints the text that is new; whole: nothing follows. True where a next problem begins after it."""
-        ended = self.tokens[-1:] and self.tokens[-1] in self.ends
-        text = decode(self.encoding, self.tokens[:-1] if ended else self.tokens)
-        text, invented, _ = text.partition(self.cut) if self.cut else (text, "", "")
+        text, ended, invented = read_answer(self.encoding, self.tokens, self.ends, self.cut)
         if not (whole or ended or invented):  # a character may be in two tokens, a next problem may begin
             text = text.rstrip("\ufffd")[: -len(self.cut) or None]
         text = printable(text.lstrip())
@@ -724,7 +725,7 @@ class Answer:
             end = "\n" if ended or invented else f" [cut off after {len(self.tokens)} tokens]\n"
             print(text[self.shown :], end=end * whole, flush=True)
             self.shown = max(self.shown, len(text))
-        return bool(invented)
+        return invented
 
 
 if __name__ == "__main__":

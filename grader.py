@@ -230,7 +230,8 @@ REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
     (r">=", r"\\ge "), (r"<=", r"\\le "), (r"(?<=\bsq)\.|(?<=\bcu)\.", ""), (r"(?<!\\)\\[()\[\]]", " "),
     (r"(?:^|(?<=[=($]))\s*~(?=\s*[0-9.\\$])", r"\\approx "),                     # ~5 is not 5; 0.333... is 1/3
     (r"(?<![0-9.])([0-9]{0,20}\.[0-9]{0,20}?)([0-9]{1,12}?)\2{1,20}\s*\\[lc]?dots(?![a-z])", r"\1\\overline{\2}"),
-    ("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)|[₀₁₂₃₄₅₆₇₈₉]+", lambda run: f"{'^' if run[1] else '_'}{{{run[0].translate(PLAIN)}}}"),  # x¹²
+    ("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda run: f"^{{{run[0].translate(PLAIN)}}}"),             # x¹² is x^{12}
+    ("[₀₁₂₃₄₅₆₇₈₉]+", lambda run: f"_{{{run[0].translate(PLAIN)}}}"),
     (r"\\\\\s*\[[^\]]{0,9}\]", r"\\\\"),                                            # a row break with its height
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", r"\\degree "),
     (r"(\\(?:text|mathrm)\s*\{[^{}0-9]*)\^\{?([0-9])\}?\}", r"\1}^\2"),             # \mathrm{cm^2}
@@ -732,7 +733,6 @@ class Reader:
 
     def minus(self, a, b):
         return self.plus(a, self.times(Fraction(-1), b))
-
 
     def name(self, name):
         value = self.random("name", name, names=frozenset([name]) - {"\\pi"})

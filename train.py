@@ -437,18 +437,15 @@ def announce(args, run: Run, method: Method) -> None:
 
 def answer(run: Run, when: str) -> list[dict]:
     """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
-    title, live = f"pass@1 {when}: {len(run.problems):,} problems ...", sys.stdout.isatty()
-    if run.problems and not live:
-        print(title, end=" ", flush=True)
-    start = time.time()
-    progress = Progress(f"pass@1 {when}", len(run.problems), sys.stdout) if run.problems and live else None
+    start, count = time.time(), len(run.problems)
+    progress = Progress(f"pass@1 {when}", count, sys.stdout, quiet=10) if count else None
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
-        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if run.problems else 64,
+        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if count else 64,
                         progress)
-    if run.problems:
+    if count:
         share = 100 * summarize(records)["pass1"]
-        print(f"{title} " * live + f"{share:.1f}% in {time.time() - start:.0f} s", flush=True)
+        print(f"pass@1 {when}: {count:,} problems, {share:.1f}% in {time.time() - start:.0f} s", flush=True)
     return records
 
 
@@ -471,9 +468,8 @@ def fit(parser: Parser, args, run: Run, method: Method, before: list[dict], metr
                      weight_decay=args.weight_decay, lr_ratio=method.lr_ratio, val_batches=run.val_batches,
                      eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, metrics=metrics,
                      log=log, autocast=None if run.dtype == torch.float32 else run.dtype)
-        trained = [p for p in run.model.parameters() if p.requires_grad]
-        if not (math.isfinite(rows[-1]["val_loss"] or 0) and all(p.isfinite().all() for p in trained)):
-            raise FloatingPointError(f"loss or weights are not finite after step {args.steps}, the last")
+        if not math.isfinite(rows[-1]["val_loss"] or 0):  # of weights that are finite, and too large
+            raise FloatingPointError(f"validation loss that is not finite after step {args.steps}")
         return rows
     except FloatingPointError as error:
         cure = f"alpha·lr = {method.alpha * args.lr:g}: lower --lr or alpha" if method.alpha else "lower --lr"
@@ -510,13 +506,14 @@ def summary(run: Run, val_loss: float | None, rows: list[dict], before, after, s
 
 def described(args, run: Run, method: Method, results: dict) -> dict:
     """run.json: the flags, what they came to, and what a result needs beside them to be found again."""
-    packages, gpu = ["torch", "numpy", "tiktoken", "tokenizers", "safetensors"], torch.cuda.is_available()
+    packages = ["torch", "numpy", "tiktoken", "tokenizers", "safetensors"]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {**vars(args), "alpha": method.alpha, "s": method.s, "lr_ratio": method.lr_ratio,
             "first_step_ratio": method.first_step, "dtype": str(run.dtype).removeprefix("torch."),
             "n_train": len(run.examples), "n_val": run.n_val,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "machine": dict(platform=platform.platform(), processor=platform.machine(),
-                            gpu=torch.cuda.get_device_name() if gpu else None, threads=torch.get_num_threads()),
+            "machine": dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
+                            threads=torch.get_num_threads()),
             "commit": commit(), "results": results}
 
 

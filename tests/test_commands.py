@@ -14,7 +14,8 @@ import torch
 
 import eval_pass1
 import train
-from eval_pass1 import Once, check_paths, extract_answer, is_correct, pass1_interval, pass_at_k, printable
+from eval_pass1 import (Once, check_paths, extract_answer, is_correct, pass1_interval, pass_at_k, plain_output,
+                        printable)
 from grader import KINDS
 from hf import load_adapter, load_model, load_tokenizer, save_adapter
 from lora_alpha import inject_lora, sample
@@ -150,6 +151,21 @@ def test_the_next_command_is_quoted_for_a_shell(trained):
 
 def test_the_loops_line_says_how_many_epochs_the_steps_are(trained):
     assert "3 steps of 8 problems, 1 epochs, peak learning rate" in trained[1]
+
+
+def test_output_goes_on_without_a_reader(monkeypatch):
+    """Of a pipe whose reader has gone, as in "| head", and where the shell has closed it, as by >&-."""
+    read, write = os.pipe()
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        plain_output()
+        os.close(read)
+        for text in ("lost", "x" * 100_000, "lost, too"):
+            print(text)
+    monkeypatch.setattr(sys, "stdout", None)
+    plain_output()
+    print("lost")
+    assert not sys.stdout.isatty()
 
 
 @pytest.mark.parametrize("text, shown", [

@@ -865,9 +865,9 @@ def test_any_string_of_fragments_equals_itself(items):
 
 
 VOCABULARY = [
-    *grader.RENAMED, *grader.SYMBOLS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
+    *grader.RENAMED, *grader.CHARACTERS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
     *grader.SCALES, *"squared below zero half negative".split(),
-    *("\\" + name for name in sorted(grader.SYMBOLIC | grader.FUNCTIONS)),
+    *("\\" + name for name in sorted(grader.NAMES | grader.ACCENTS | grader.FUNCTIONS)),
     r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{array}{c}", r"\end{array}",
     r"\\", "&", r"\frac", r"\frac12", r"\frac{1}{2}", r"\sqrt", r"\sqrt[3]", r"\binom", r"\pm", r"\cup", r"\in",
     r"\text{",

@@ -365,9 +365,9 @@ class Residue(namedtuple("Residue", "p real imag exponent names")):
             norm = pow(self.real**2 + self.imag**2, -1, self.p)
             return self._replace(real=self.real * norm % self.p, imag=-self.imag * norm % self.p,
                                  exponent=pow(self.exponent, -1, self.p // 2)) ** -n
-        value = residue(1, self.p)
+        one = value = residue(1, self.p)
         for bit in f"{n:b}":
-            value = value * value * (self if bit == "1" else 1)
+            value = value * value * (self if bit == "1" else one)
         return value._replace(names=None if self.names and n % 2 == 0 else self.names)
 
     def __eq__(self, other):
@@ -383,9 +383,9 @@ def residue(value: Rational | Residue, p: int) -> Residue:
         return value
     need(isinstance(value, Rational) and bits(value) <= 280)  # so that no number but 0 vanishes in the field
     real, exponent = (value.numerator * pow(value.denominator, -1, n) % n for n in (p, p // 2))
-    large = math.gcd(value.numerator * value.denominator, LARGE)
-    square = large == 1 or all(pow(n, p // 2, p) == 1 for n in PRIMES if large % n == 0)
-    return Residue(p, real, 0, exponent, frozenset("?" * (not square)) if value > 0 else None)
+    large = math.gcd(value.numerator * value.denominator, LARGE) if value > 0 else 1
+    rootless = large > 1 and any(pow(n, p // 2, p) != 1 for n in PRIMES if large % n == 0)
+    return Residue(p, real, 0, exponent, frozenset("?" * rootless) if value > 0 else None)
 
 
 def bits(value: Rational) -> int:

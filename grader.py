@@ -526,7 +526,7 @@ class Field:
 
 # What has been read. kind: "number", "equation", "list", "set", "union", "tuple", "matrix", "row", "order", "named" or
 # "text"; form: a number's unit, a tuple's brackets, an order's signs, the name of what is named, a text; parts: the
-# Answers in it, or the value of a number or of an equation's left side less its right one; tokens: of an expression.
+# Answers in it, or the value of a number; tokens: of an expression or a name.
 Answer = namedtuple("Answer", "kind form parts tokens", defaults=("", (), ()))
 
 
@@ -613,13 +613,9 @@ class Reader(Field):
         values = [self.read(side) for side, is_name in zip(sides, named) if not is_name]
         if all(self.same(value, values[-1]) for value in values):
             return Answer("named", "".join(names[0]), values[-1:], names[0]) if names else values[-1]
-        need(any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in tokens))  # 1 = 2
-        need(len(sides) == 2)
-        return self.equation(*values, tokens)
-
-    def equation(self, left, right, tokens=()):
-        need(left.kind == right.kind == "number")
-        return Answer("equation", "", [left.parts[0] + -1 * right.parts[0]], tokens)
+        need(len(sides) == 2 and any(t.isalpha() or t[1:] in NAMES - {"pi"} for t in tokens))  # 1 = 2
+        need(values[0].kind == values[1].kind == "number")
+        return Answer("equation", "", values, tokens)
 
     def read_multiple(self, factor, matrix, tokens):
         """A number times a matrix, or its determinant."""
@@ -789,8 +785,12 @@ class Reader(Field):
         match a.kind, b.kind:
             case "named", "named" if a.form == b.form or FREE.fullmatch("=".join(sorted((a.form, b.form), key=len))):
                 return self.same(*a.parts, *b.parts)
-            case "equation" | "named", "named":
-                return self.same(self.as_equation(a), self.as_equation(b))
+            case "equation" | "named", "equation" | "named":
+                self.spend(500)
+                x, y = self.difference(a), self.difference(b)
+                ratio = x * y**-1 if any(y.point) else x  # a fraction: 2y = 4x + 2 is y = 2x + 1
+                return x == y or not ratio.imag and any(
+                    0 < min(n := ratio.real * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
             case "list", "named" if each := self.each(b.form, *b.parts):
                 return self.matched(a.parts, each)
             case _, "named":
@@ -802,12 +802,6 @@ class Reader(Field):
                            for u, v in ((a.parts, b.parts), (b.parts, a.parts)) for x in u)
             case "number", "number":
                 return self.same_number(a, b)
-            case "equation", "equation":
-                self.spend(500)
-                x, y = (residue(value, self.p) for value in (*a.parts, *b.parts))
-                ratio = x * y**-1 if any(y.point) else x  # a fraction: 2y = 4x + 2 is y = 2x + 1
-                return x == y or not ratio.imag and any(
-                    0 < min(n := ratio.real * d % self.p, self.p - n) < 1000 for d in range(1, 1000))
             case "order", "tuple":
                 return self.same(self.interval(a.form, a.parts), b)
         if a.kind != b.kind or a.form != b.form:
@@ -839,10 +833,12 @@ class Reader(Field):
         brackets = "[("[bool(low) or signs[0] == "<"] + "])"[bool(high) or signs[-1] == "<"]
         return Answer("tuple", brackets, [low or sides[0], high or sides[-1]])
 
-    def as_equation(self, answer):
-        """x = 5 as x - 5 = 0."""
+    def difference(self, answer):
+        """What the left side of an equation, or of x = 5, exceeds the right one by."""
         need(not {"(", '"'} & {*answer.form})  # f(2) is no product
-        return self.equation(self.read(answer.tokens), *answer.parts) if answer.kind == "named" else answer
+        left, right = answer.parts if answer.kind == "equation" else (self.read(answer.tokens), *answer.parts)
+        need(left.kind == right.kind == "number")
+        return residue(left.parts[0], self.p) + -1 * right.parts[0]
 
     def equal(self, left, right):
         """Whether two token lists say the same; as the whole answer {5} is 5."""

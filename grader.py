@@ -216,7 +216,7 @@ REWRITTEN = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![0-9.])([0-9]{0,20}\.[0-9]{0,20}?)([0-9]{1,12}?)\2{1,20}\s*(?:\\[lc]?dots(?![a-z])|…)",
      r"\1\\overline{\2}"),                                                                    # 0.333... is 1/3
     (f"[{SCRIPTS[:10]}]+|[{SCRIPTS[10:]}]+",                                                   # x¹² is x^{12}
-     lambda m: "^_"[m[0] > "₀"] + "{" + "".join(str(SCRIPTS.index(c) % 10) for c in m[0]) + "}"),
+     lambda m: "^_"[m[0] >= "₀"] + "{" + m[0].translate(str.maketrans(SCRIPTS, "0123456789" * 2)) + "}"),
     (r"\\\\\s*\[[^\]]{0,9}\]", r"\\\\"),                                                      # a row break's height
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", r"\\degree "),
     (r"(\\(?:text|mathrm)\s*\{[^{}0-9]*)\^\{?([0-9])\}?\}", r"\1}^\2"),                       # \mathrm{cm^2}
@@ -505,7 +505,7 @@ class Field:
             above, below = (self.function(part, base, x) if part else Fraction(1) for part in RATIOS[name])
             return above * self.power(below, -1)
         if name in ("\\log", "\\ln"):
-            self.spend(150)
+            self.spend(250)
             need(not base.imag and base.real > 1)
             powers = {pow(base.real, n, self.p): n for n in range(-20, 21)}
             positive = all(pow(value.real, self.p // 2, self.p) == 1 for value in (base, x))

@@ -9,16 +9,21 @@ Answers are graded exactly; problems are the unit of every interval (Miller 2024
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import os
 import random
+import signal
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line then as well
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\neval_pass1.py: interrupted\n"), os._exit(130)))
 
 import torch
 
@@ -267,10 +272,25 @@ def check_paths(**paths) -> None:
 
 
 def plain_output() -> None:
-    """Characters that the console's encoding lacks are replaced instead of ending the run."""
+    """Output never ends a run: what the console's encoding lacks is replaced, what nobody reads any more is dropped."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if sys.stdout is sys.__stdout__ and sys.stdout.name == "<stdout>":
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(Dropping(1, "w", closefd=False)), sys.stdout.encoding,
+                                      "replace", line_buffering=sys.stdout.isatty())
+
+
+class Dropping(io.FileIO):
+    """Standard output that goes on without a reader: after "| head -1", a closed pager, a dead connection."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
 
 
 def printable(text: str) -> str:
@@ -595,9 +615,9 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\neval_pass1.py: interrupted; with --out the same command goes on from here")
-    except BrokenPipeError:  # as in "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("\neval_pass1.py: interrupted; with --out the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

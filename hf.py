@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import tiktoken
@@ -87,9 +88,31 @@ def is_number(value) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # finite, no bool, no int beyond float arithmetic
 
 
+@contextmanager
+def replacing(path: str | Path):
+    """A temporary name to write to. A whole file is renamed to path, both safe on the disk; half a one is removed."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(temporary.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise OSError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        raise
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def write_json(path: str | Path, value: dict) -> None:
-    Path(f"{path}.tmp").write_bytes((json.dumps(value, indent=2) + "\n").encode())
-    os.replace(f"{path}.tmp", path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def plain(name: str) -> str:
@@ -97,16 +120,12 @@ def plain(name: str) -> str:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
-    temporary = Path(f"{path}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # as the user's umask has it; safetensors leaves a file to its owner alone
     tensors = {plain(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors leaves a file to its owner alone
         save_file(tensors, temporary, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from None
-    temporary.chmod(mode)
-    os.replace(temporary, path)
+        temporary.chmod(mode)
 
 
 def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
@@ -246,8 +265,12 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     return model if inner is None else unwrapped(inner)
 
 
-def save_model(model: GPT, folder: str | Path) -> None:
-    """Writes a folder that load_model and transformers read. ValueError for a model with adapters: merge_lora first."""
+def save_model(model: GPT, folder: str | Path, base: str | Path | None = None, config_json: dict | None = None) -> None:
+    """Writes a folder that load_model and transformers read, config.json last: with it the folder is whole.
+
+    base: the folder whose tokenizer it gets. config_json: in the place of the model's own config. ValueError for a
+    model with adapters: merge_lora it first.
+    """
     model = unwrapped(model)
     if lora_layers(model):
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
@@ -263,7 +286,9 @@ def save_model(model: GPT, folder: str | Path) -> None:
     del raw["qk_norm"]  # the model type says it
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "generation_config.json", {key: raw[key] for key in ("bos_token_id", "eos_token_id")})
-    write_json(folder / "config.json", raw)
+    if base:
+        copy_tokenizer(base, folder)  # its generation_config.json too
+    write_json(folder / "config.json", config_json or raw)
 
 
 # ---- Adapters, in PEFT's format --------------------------------------------------------------------------------------
@@ -446,5 +471,5 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
     """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete."""
     for path in Path(source).iterdir():
         if COPIED.fullmatch(path.name):
-            Path(folder, path.name + ".tmp").write_bytes(path.read_bytes())
-            os.replace(Path(folder, path.name + ".tmp"), Path(folder, path.name))
+            with replacing(Path(folder, path.name)) as temporary:
+                temporary.write_bytes(path.read_bytes())

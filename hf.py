@@ -90,18 +90,17 @@ def is_number(value) -> bool:
 
 @contextmanager
 def replacing(path: str | Path):
-    """A temporary name to write to. A whole file is renamed to path, both safe on the disk; half a one is removed."""
+    """A temporary name to write to: renamed to path when it is whole and on the disk, removed when it is not."""
     temporary = Path(f"{path}.tmp")
     try:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(temporary.parent)
-    except BaseException as error:
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    finally:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise OSError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
-        raise
 
 
 def sync(path: Path) -> None:
@@ -266,11 +265,8 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def save_model(model: GPT, folder: str | Path, base: str | Path | None = None, config_json: dict | None = None) -> None:
-    """Writes a folder that load_model and transformers read, config.json last: with it the folder is whole.
-
-    base: the folder whose tokenizer it gets. config_json: in the place of the model's own config. ValueError for a
-    model with adapters: merge_lora it first.
-    """
+    """Writes a folder that load_model and transformers read, with base's tokenizer, and config.json last, perhaps
+    another than the model's own. ValueError for a model with adapters: merge_lora first."""
     model = unwrapped(model)
     if lora_layers(model):
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")

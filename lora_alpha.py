@@ -423,7 +423,7 @@ def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0,
 
     An epoch's random order is cut into pools of POOL updates, and each pool is sorted by length before it is cut into
     updates, so that little is padded; then the updates are shuffled. Too few examples for an update: all of them.
-    start: updates to pass over. The seed fixes the order, so a run that goes on needs no other record of its place.
+    start: updates to pass over, for a run that goes on: the seed and their number say where it was.
     """
     generator = torch.Generator().manual_seed(seed)
     update, left = min(batch_size * grad_accum, len(examples)), []
@@ -481,8 +481,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     log: called with each row. autocast: compute dtype where the weights are float32 and the products should not be.
     after: called with all rows and the optimizer after each update; what it keeps lets another call go on from there:
     with the weights, done (the rows), state (the optimizer's state_dict()["state"]) and batches from epochs(start=...).
-    Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for a val_loss or final
-    weights that are not.
+    Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for such final weights.
     """
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]

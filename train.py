@@ -501,8 +501,7 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
 
     batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed, start=len(done))
     for kind, random in (state["random"] if state else {}).items():
-        where = [] if kind == "cpu" else [run.device]
-        torch.get_device_module(kind).set_rng_state(random, *where) if where else torch.set_rng_state(random)
+        (torch if kind == "cpu" else torch.get_device_module(kind)).set_rng_state(random)
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
@@ -650,7 +649,7 @@ def save_checkpoint(args, run: Run, path: Path, rows: list[dict], optimizer, res
         raise FloatingPointError(f"weights that are not finite after step {len(rows)}")
     tensors["random.cpu"] = torch.get_rng_state()
     if run.device.type != "cpu":
-        tensors[f"random.{run.device.type}"] = torch.get_device_module(run.device).get_rng_state(run.device)
+        tensors[f"random.{run.device.type}"] = torch.get_device_module(run.device).get_rng_state()
     flags = vars(args) | {"dtype": str(run.dtype).removeprefix("torch.")}
     text = json.dumps(dict(flags=flags, cwd=os.getcwd(), origin=origin(args, run), rows=rows, **results))
     tensors["state"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
@@ -763,8 +762,9 @@ def locked(folder: Path):
     age = time.time() - os.fstat(file.fileno()).st_mtime
     if held or pid and age < 300 and (held is None or host != here):
         file.close()
-        raise ValueError(f"--out {folder} belongs to process {pid or 'unknown'} on {host or here}, alive "
-                         f"{max(age, 0):.0f} s ago: choose another name, or wait; a dead one's lock ends after 300 s")
+        seen = "and it is alive" if held else f"seen {age:.0f} s ago; a dead one's lock ends after 300 s"
+        raise ValueError(f"--out {folder} belongs to process {pid or 'unknown'} on {host or here}, {seen}: choose another "
+                         "name, or wait for its end")
     file.truncate(0)
     file.write(f"{os.getpid()} {here}")
     file.flush()

@@ -2,18 +2,19 @@
 
     python eval_pass1.py                           the base and the newest adapter under out/, on data/equations
     python eval_pass1.py --adapter out/NAME --data FOLDER_OR_FILE --prompt PROTOCOL
+    python eval_pass1.py --ask "Solve 3x + 4 = 19."       what the base and the newest adapter answer; - reads questions
     python eval_pass1.py --regrade FILE            grades stored answers anew, without a model
 
 Answers are graded exactly; problems are the unit of every interval (Miller 2024, "Adding Error Bars to Evals").
 """
 
 import argparse
+import contextlib
 import hashlib
-import io
 import json
 import math
 import os
-import random
+import shutil
 import signal
 import sys
 import time
@@ -30,8 +31,8 @@ import torch
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
 from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, encode_prompt,
-                      end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
+from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw,
+                      encode_prompt, end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
 
 HERE = Path(__file__).resolve().parent
 
@@ -150,14 +151,24 @@ def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 
 
-def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_new_tokens: int = 256) -> list[dict]:
+def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_new_tokens: int = 256,
+          progress=None) -> list[dict]:
     """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
     bos = begin_token(encoding, model.config)
     prompts = [encode_prompt(encoding, problem, bos, chat) for problem in problems]
     cut = "\nProblem:" if all(problem.get("form", "problem") == "problem" for problem in problems) else ""
     ends = end_tokens(encoding, model.config, chat is not None)
-    batches = answers(model, encoding, problems, prompts, cut, ends, max_new_tokens)
-    return sorted((record for batch in batches for record in batch), key=lambda record: record["id"])
+    records = []
+    for batch in answers(model, encoding, problems, prompts, cut, ends, max_new_tokens):
+        records += batch
+        if progress:
+            progress(len(records), so_far(records))
+    return sorted(records, key=lambda record: record["id"])
+
+
+def so_far(records: list[dict]) -> str:
+    """For a progress bar: the share that is right among those that are graded."""
+    return f"{100 * sum(record['correct'] for record in records) / len(records):.1f}% right"
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------------
@@ -272,25 +283,60 @@ def check_paths(**paths) -> None:
 
 
 def plain_output() -> None:
-    """Output never ends a run: what the console's encoding lacks is replaced, what nobody reads any more is dropped."""
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
-    for stream in (sys.stdout, sys.stderr):
+    """Neither characters that the console lacks, bytes that are none nor a reader that goes (| head) ends the run."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    if sys.stdout is sys.__stdout__ and sys.stdout.name == "<stdout>":
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(Dropping(1, "w", closefd=False)), sys.stdout.encoding,
-                                      "replace", line_buffering=sys.stdout.isatty())
+            setattr(sys, name, Lasting(stream) if name != "stdin" else stream)
 
 
-class Dropping(io.FileIO):
-    """Standard output that goes on without a reader: after "| head -1", a closed pager, a dead connection."""
+class Lasting:
+    """A stream whose reader may go: what is printed after that is lost."""
 
-    def write(self, data) -> int:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self.unless_gone(self.stream.write, text)
+
+    def flush(self) -> None:
+        self.unless_gone(self.stream.flush)
+
+    def unless_gone(self, call, *args):
         try:
-            return super().write(data)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            return len(data)
+            return call(*args)
+        except OSError:  # a closed pipe, a dead terminal
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            return len(args[0]) if args else None
+
+
+class Progress:
+    """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file.
+
+    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none. first: done before. always:
+    a line in a log file, too."""
+
+    def __init__(self, what: str, size: int, file, quiet: float = 0.0, first: int = 0):
+        self.what, self.size, self.file, self.start, self.first = what, size, file, time.time(), first
+        self.quiet, self.terminal, self.shown = quiet, file.isatty(), 10 * first // size
+        self.full, self.empty = "━─" if (file.encoding or "").lower().startswith("utf") else "#."
+
+    def __call__(self, done: int, text: str = "", always: bool = False) -> None:
+        tenth, last, spent = 10 * done // self.size, done == self.size, time.time() - self.start
+        if self.terminal or spent >= self.quiet and (always or last or tenth > self.shown):
+            left = spent / max(1, done - self.first) * (self.size - done)
+            bar = self.full * (20 * done // self.size)
+            line = (f"{self.what} {done:>{len(str(self.size))}}/{self.size} {bar:{self.empty}<20} "
+                    f"{left // 60:.0f}:{left % 60:02.0f} left  {text}").rstrip()
+            if self.terminal:  # a longer line would be broken, and no longer redrawn
+                width = shutil.get_terminal_size().columns - 1
+                line = f"\r{line[:width]:<{width}}"
+            print(line, end="" if self.terminal and not last else "\n", file=self.file, flush=True)
+        self.shown = tenth
 
 
 def printable(text: str) -> str:
@@ -307,6 +353,8 @@ def make_parser() -> Parser:
     what.add_argument("--data", metavar="PATH", help="folder with test.jsonl or test.csv, or a JSONL or CSV file, of a "
                       "kind in data/README.md (default: the adapter's folder, else data/equations)")
     what.add_argument("--kind", choices=KINDS, help="how answers are graded (default: told by the fields)")
+    what.add_argument("--ask", metavar="QUESTION", help="what base and adapters answer to it, asked in the words of "
+                      "the training; - reads questions from standard input, one a line")
     what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
     ask = parser.add_argument_group("how it is asked")
     ask.add_argument("--prompt", metavar="P",
@@ -335,6 +383,11 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     for name, low in dict(limit=1, max_new_tokens=1, samples=1, few_shot=0).items():
         if getattr(args, name) is not None and getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: want {low} or more")
+    graded = {"data", "kind", "limit", "few_shot", "few_shot_from", "k", "batch_size", "out", "regrade"} & parser.given
+    if args.ask is not None and graded:
+        parser.error(f"--ask QUESTION grades nothing: leave out --{min(graded).replace('_', '-')}")
+    if args.ask is not None and not args.ask.strip():
+        parser.error("--ask: the question is empty")
     if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size) > 0):
         parser.error(f"--batch-size {args.batch_size}: want auto, or 1 or more")
     if not (0 <= args.temperature < math.inf and 0 < args.top_p <= 1):
@@ -507,11 +560,16 @@ def main(argv=None):
         adapters = pick_adapters(args)
         folders = {name: folder for name, folder in adapters.items() if folder}
         args.base, base = pick_base(args.base, folders)
+        if args.ask is not None:
+            ask(args, base, adapters)
+            return
         args.data = args.data or pick_data(folders)
         model, encoding, asked = load(args, base)
         for folder in folders.values():
             remove_lora(load_adapter(model, folder))
         samples = Samples(args.out, settings_of(args, base, adapters, asked))
+    except BrokenPipeError:  # as in "| head"
+        raise
     except (ValueError, OSError) as error:
         parser.error(error)
 
@@ -543,9 +601,7 @@ def pick_adapters(args) -> dict[str, Path | None]:
 def load(args, base: Path) -> tuple[GPT, Encoding, Asked]:
     """The base and its tokenizer, and what it is to be asked."""
     every = load_tests(args.data, args.kind)
-    problems = every
-    if args.limit is not None and args.limit < len(every):
-        problems = [every[i] for i in sorted(random.Random(args.seed).sample(range(len(every)), args.limit))]
+    problems = draw(every, args.limit, args.seed)
     protocol = Protocol(args.prompt, problems[0]["kind"], problems[0]["form"])
     protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
     max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
@@ -598,6 +654,8 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
     """The graded records of one adapter, those that --out holds already among them."""
     records = [record for record in samples.records if record["adapter"] == adapter]
     done = {(record["id"], record["sample"]) for record in records}
+    progress = Progress(printable("base" if adapter == "none" else adapter), len(asked.prompts) * args.samples,
+                        sys.stderr, quiet=10, first=len(records))
     if folder:
         load_adapter(model, folder)
     for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
@@ -606,12 +664,71 @@ def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Pat
         batch = [{"id": record.pop("id"), "adapter": adapter, **record} for record in batch]
         samples.add(batch)
         records += batch
-        if sys.stdout.isatty():
-            print(f"\r{printable(adapter)}: {len(records)} of {len(asked.prompts) * args.samples}", end="", flush=True)
-    if sys.stdout.isatty():
-        print("\r" + " " * (len(adapter) + 30), end="\r")
+        progress(len(records), so_far(records))
     remove_lora(model)
     return records
+
+
+# ---- Ask -------------------------------------------------------------------------------------------------------------
+
+
+def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
+    """Prints the answers of the base and of each adapter to --ask, or to each line of standard input."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
+    folders = [folder for folder in adapters.values() if folder]
+    for folder in folders:  # each is looked at before anything is asked
+        remove_lora(load_adapter(model, folder))
+    words = {(training["prompt"], training["system"]) for training in map(training_of, folders)}
+    (prompt, system), *other = words if words and args.prompt is None else [(args.prompt, None)]
+    if other:
+        raise ValueError("--ask: the adapters were trained in different words: ask one at a time, or give --prompt")
+    protocol = Protocol(prompt, "math", system=system)
+    chat = chat_for([], base, encoding, needed=protocol.chat)
+    bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
+    for question in [args.ask] if args.ask != "-" else filter(None, map(str.strip, sys.stdin)):
+        if args.ask == "-" and not sys.stdin.isatty():
+            print(f"\n> {printable(question)}")
+        prompt = protocol.encode(encoding, dict(form="prompt", problem=question), bos, chat)
+        for name, folder in ({"none": None} | adapters).items():
+            if folder:
+                load_adapter(model, folder)
+            print(f"\n{printable('base' if name == 'none' else name)}:", flush=True)
+            generator = torch.Generator().manual_seed(args.seed % 2**63)
+            for _ in range(args.samples):
+                answer = Answer(encoding, ends, protocol.cut)
+                with contextlib.suppress(StopIteration):
+                    model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
+                                   args.top_p, generator, answer.add)
+                answer.show(whole=True)
+            remove_lora(model)
+
+
+class Answer:
+    """An answer that is printed, on a terminal as its tokens come."""
+
+    def __init__(self, encoding: Encoding, ends: tuple[int, ...], cut: str):
+        self.encoding, self.ends, self.cut, self.tokens, self.shown = encoding, ends, cut, [], 0
+
+    def add(self, _, token: int) -> None:
+        """StopIteration where a next problem begins: what follows is not shown."""
+        self.tokens.append(token)
+        if self.show():
+            raise StopIteration
+
+    def show(self, whole: bool = False) -> bool:
+        """Prints the text that is new; whole: nothing follows. True where a next problem begins after it."""
+        ended = self.tokens[-1:] and self.tokens[-1] in self.ends
+        text = decode(self.encoding, self.tokens[:-1] if ended else self.tokens)
+        text, invented, _ = text.partition(self.cut) if self.cut else (text, "", "")
+        if not (whole or ended or invented):  # a character may be in two tokens, a next problem may begin
+            text = text.rstrip("\ufffd")[: -len(self.cut) or None]
+        text = printable(text.lstrip())
+        if whole or sys.stdout.isatty():
+            end = "\n" if ended or invented else f" [cut off after {len(self.tokens)} tokens]\n"
+            print(text[self.shown :], end=end * whole, flush=True)
+            self.shown = max(self.shown, len(text))
+        return bool(invented)
 
 
 if __name__ == "__main__":
@@ -619,5 +736,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("\neval_pass1.py: interrupted; with --out the same command goes on from here", file=sys.stderr)
+        os.write(2, b"\neval_pass1.py: interrupted; an evaluation with --out goes on by the same command\n")
         sys.exit(130)

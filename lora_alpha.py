@@ -334,14 +334,15 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, stop: Iterable[int] = (),
                  temperature: float = 0.0, top_p: float = 1.0,
-                 generator: torch.Generator | list[torch.Generator] | None = None) -> list[list[int]]:
+                 generator: torch.Generator | list[torch.Generator] | None = None,
+                 each: Callable[[int, int], None] = lambda row, token: None) -> list[list[int]]:
         """New tokens for each prompt, in order, the stop token last where one was met; temperature 0 is greedy.
 
-        A row also ends when it fills the context. top_p samples from the smallest set of tokens that holds that share
-        of the probability. generator: a CPU torch.Generator, or one for each prompt, whose draws then do not depend on
-        its batch mates. Prompts may differ in length: they are padded on the right, and every row has its own
-        positions, so padding is known by length and never by id, and is overwritten in the cache before it could be
-        seen. Checked by test_gpt.py::test_a_batch_answers_as_its_rows_alone.
+        A row also ends when it fills the context. each(row, token) is called as they come. top_p samples from the
+        smallest set of tokens that holds that share of the probability. generator: a CPU torch.Generator, or one for
+        each prompt, whose draws then do not depend on its batch mates. Prompts may differ in length: they are padded on
+        the right, and every row has its own positions, so that padding, known by length and never by id, is overwritten
+        before it could be seen. Checked by test_gpt.py::test_a_batch_answers_as_its_rows_alone.
         Raises ValueError for an empty prompt, or one longer than the context.
         """
         context, stop, device = self.config.max_position_embeddings, set(stop), self.model.embed_tokens.weight.device
@@ -372,6 +373,7 @@ class GPT(nn.Module):
             tokens = sample(self.lm_head(x[rows, at]).float().cpu(), temperature, top_p, uniform)  # (B,)
             for i, token in zip(alive, tokens.tolist()):
                 new[i].append(token)
+                each(i, token)
             going = [n for n, i in enumerate(alive) if new[i][-1] not in stop and len(new[i]) < max_new_tokens
                      and len(prompts[i]) + len(new[i]) < context]
             if len(going) < len(alive):  # finished rows leave the batch
@@ -390,7 +392,7 @@ def sample(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | N
         return logits.argmax(-1)
     probabilities, order = ((logits - logits.amax(-1, True)) / temperature).softmax(-1).sort(-1, descending=True)
     before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
-    mass = probabilities.double().masked_fill(before >= top_p, 0.0).cumsum(-1)  # float64: uniform·mass[-1] < mass[-1]
+    mass = probabilities.double().masked_fill(before >= max(top_p, 1e-9), 0.0).cumsum(-1)  # float64: u·mass < mass
     return order.gather(-1, (mass <= uniform[:, None] * mass[:, -1:]).sum(-1, keepdim=True))[:, 0]
 
 
@@ -402,8 +404,7 @@ def collate(examples: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor
 
     labels[t] is ids[t] where it is learnt and -100 elsewhere, Hugging Face's convention. targets are the labels one
     position on: the token after idx[t]. The padding's id (0) means nothing: attention is causal, so no token sees what
-    stands to the right of it.
-    Checked by test_loop.py::test_the_loss_counts_exactly_the_labels.
+    stands to the right of it. Checked by test_loop.py::test_the_loss_counts_exactly_the_labels.
     """
     T = max((len(ids) for ids, _ in examples), default=2) - 1
     idx = torch.zeros(len(examples), T, dtype=torch.long)
@@ -550,8 +551,6 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
             row["drift_ratio"] = row["drift"] / row["signal"] if row["signal"] else 0.0
         if val_batches and (step == steps or eval_every and step % eval_every == 0):
             row["val_loss"] = evaluate(model, val_batches)
-            if not math.isfinite(row["val_loss"]):
-                raise FloatingPointError(f"validation loss {row['val_loss']:.4g} after step {step}")
         rows.append(row)
         if metrics:
             with open(metrics, "a") as file:

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 from datetime import datetime
 from pathlib import Path
@@ -54,9 +55,14 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
             raise ValueError(f"{where}: not JSON ({error})") from None
 
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # a quote that is not closed is an error
         try:
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+            twice = [name for name in reader.fieldnames or [] if reader.fieldnames.count(name) > 1]
+            if twice or any(None in row for _, row in rows):
+                where = next((where for where, row in rows if None in row), path)
+                raise ValueError(f"{where}: " + (f"the column {twice[0]!r} stands twice" if twice else
+                                                 "more cells than columns; quote a cell that holds a comma"))
         except csv.Error as error:  # DictReader counts a line when it has read it, its inner reader before
             raise ValueError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from None
     elif text.lstrip().startswith("["):
@@ -276,8 +282,9 @@ def line_feeds(text: str) -> str:
 class Protocol:
     """How a problem is put to the model: the wording of one kind of problem, and worked examples before it."""
 
-    def __init__(self, name: str | None, kind: str, form: str = "problem"):
-        """name: one of PROTOCOLS, a format string with {problem}, or None: as training asks. ValueError for others."""
+    def __init__(self, name: str | None, kind: str, form: str = "problem", system: str | None = None):
+        """name: one of PROTOCOLS, a format string with {problem}, or None: as training asks; ValueError for others.
+        system: the message before a chat."""
         name = name or ("plain" if form == "problem" else "own")
         if name not in PROTOCOLS and "{problem}" not in name:
             raise ValueError(f"--prompt {name!r}: want one of {', '.join(PROTOCOLS)}, or a text with {{problem}} in "
@@ -294,7 +301,7 @@ class Protocol:
         self.shots, self.max_new_tokens, self.question, self.answer = entry.get(kind, entry["math"])
         first = self.question.partition("{problem}")[0].strip().partition("\n")[0]
         self.cut = f"\n{first}" if ":" in first else ""  # how an invented next problem would begin: "Problem:", "Q:"
-        self.examples = []
+        self.examples, self.system = [], system
 
     def take_examples(self, tests: list[dict], data: str | Path, count: int | None = None, source=None) -> None:
         """Takes count worked examples (None: the protocol's number): the first that are not among the tests.
@@ -341,7 +348,8 @@ class Protocol:
             return encode_prompt(encoding, problem, bos, chat)
         if self.chat and chat:
             roles = itertools.cycle(("user", "assistant"))
-            return chat([dict(role=role, content=text) for role, text in zip(roles, turns)])
+            system = [dict(role="system", content=self.system)] if self.system else []
+            return chat(system + [dict(role=role, content=text) for role, text in zip(roles, turns)])
         gap = " " if self.chat else ""  # between a question and its answer
         text = "".join(turn + ("" if i == len(turns) - 1 else "\n\n" if i % 2 else gap) for i, turn in enumerate(turns))
         return [bos] * (bos is not None) + encoding.encode_ordinary(text)
@@ -525,14 +533,21 @@ def load_chat(folder: str | Path, encoding: Encoding) -> Chat | None:
     return Chat(folder, encoding, template, words, names)
 
 
-def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding):
+def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding, needed: bool = False) -> Chat | None:
     """load_chat where one of the problems is a chat, else None. ValueError where the folder has no template."""
-    needed = any(problem["form"] == "messages" for problem in problems)
+    needed = needed or any(problem["form"] == "messages" for problem in problems)
     chat = load_chat(folder, encoding) if needed else None
     if needed and chat is None:
         raise ValueError(f"{folder}: messages need a chat template, and neither chat_template.jinja nor "
                          "tokenizer_config.json has one: take an instruct model, or write prompt and completion")
     return chat
+
+
+def draw(problems: list[dict], count: int | None, seed: int = 0) -> list[dict]:
+    """A random count of the problems, in their order: files are often sorted by subject. All, where it is None."""
+    if count is None or count >= len(problems):
+        return problems
+    return [problems[i] for i in sorted(random.Random(seed).sample(range(len(problems)), count))]
 
 
 def asking(problems: list[dict]) -> dict:

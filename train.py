@@ -33,14 +33,14 @@ if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line 
 
 import torch
 
-from eval_pass1 import (Parser, base_sha256, check_paths, pick_base, plain_output, print_table, printable, sha256_of,
-                        solve, summarize, weights_of)
+from eval_pass1 import (Parser, Progress, base_sha256, check_paths, pick_base, plain_output, print_table, printable,
+                        sha256_of, solve, summarize, weights_of)
 from hf import (COPIED, layer_size, load_adapter, load_model, load_tokenizer, read_json, read_tensors, resolve,
                 save_adapter, save_model, sync, targeted, write_json, write_tensors)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, train)
-from problems import (Encoding, asking, begin_token, chat_for, data_file, encode_examples, encode_prompt, end_tokens,
-                      load_problems)
+from problems import (PROMPT, Encoding, asking, begin_token, chat_for, data_file, draw, encode_examples, encode_prompt,
+                      end_tokens, load_problems)
 
 HERE = Path(__file__).resolve().parent
 
@@ -81,9 +81,11 @@ def make_parser() -> Parser:
     data.add_argument("--max-length", type=int, metavar="N",
                       help="tokens of the longest example, longer ones are left out (default: the base's context)")
     data.add_argument("--truncate", action="store_true", help="cut longer examples at the end instead")
-    data.add_argument("--val", metavar="FILE", help="(default: the folder's val.jsonl, else up to 300 held out)")
-    data.add_argument("--eval-every", type=int, metavar="N", help="updates between losses on it (default: steps / 4)")
-    data.add_argument("--eval-problems", type=int, default=500, metavar="N", help="for pass@1, or 0 (default: 500)")
+    data.add_argument("--val", metavar="FILE", help="validation data (default: val.jsonl, else up to 300 held out)")
+    data.add_argument("--eval-every", type=int, metavar="N",
+                      help="updates from one validation to the next (default: steps/4)")
+    data.add_argument("--eval-problems", type=int, default=500, metavar="N",
+                      help="test problems for pass@1, or 0 (default: 500)")
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="FOLDER", help="where the run goes (default: the next free name under out/)")
@@ -93,7 +95,8 @@ def make_parser() -> Parser:
                      help="updates between checkpoints for --resume (default: every 10 minutes)")
     run.add_argument("--merge", action="store_true", help="also write the merged model folder, as OUT/merged")
     run.add_argument("--drift", action="store_true", help="also log signal, drift and their ratio at every step")
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: a GPU's)")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                     help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     run.add_argument("--dtype", choices=["float32", "bfloat16"],
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
@@ -113,8 +116,8 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1,
                           max_length=2, checkpoint_every=1).items():
         value = getattr(args, name)
-        if value is not None and value < low:
-            parser.error(f"{flag(name)}: it must be {low} or more")
+        if value is not None and not low <= value <= 10**9:
+            parser.error(f"{flag(name)}: it must be {low} or more, and 10**9 at most")
     for name in ("lr", "alpha", "c", "grad_clip", "lr_ratio"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -232,7 +235,9 @@ class Run:
     val_batches: list[tuple]
     n_val: int
     problems: list[dict]
+    n_tests: int  # of which the problems are drawn
     shown: list[dict]
+    question: str  # a short one of the data, to be asked next
     asked: dict  # how a question is put: training.json's prompt and system
     noun: str  # what they are called
     chat: object  # the base's chat template, None where no data are messages
@@ -324,10 +329,11 @@ def load(args, base: Path) -> Run:
     try:
         device = torch.device(args.device)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device that is a package of its own
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    train_problems, val_problems, test_problems = load_data(args)
+    train_problems, val_problems, tests = load_data(args)
+    test_problems = draw(tests, args.eval_problems)  # the same for every seed
     encoding = load_tokenizer(base)
     # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
     model = load_model(base, torch.float32 if args.method == "full" else dtype, device)
@@ -341,10 +347,13 @@ def load(args, base: Path) -> Run:
     asked = test_problems or (val_problems or train_problems)[:50] * (args.eval_problems > 0)
     prompts = [encode_prompt(encoding, p, begin_token(encoding, model.config), chat) for p in asked]  # or is refused
     fitting = [p for p, ids in zip(asked, prompts) if 0 < len(ids) < model.config.max_position_embeddings]
+    questions = (" ".join(p["problem"].split()) for p in asked + train_problems)
+    question = next((q for q in questions if 0 < len(q) < 100 and q[0] != "-" and q == printable(q)), "-")
     val_examples.sort(key=lambda example: len(example[0]))  # little padding
     val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
     return Run(base, model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems, fitting[: not test_problems], asking(train_problems), noun, chat)
+               len(val_examples), test_problems, len(tests), fitting[: not test_problems], question,
+               asking(train_problems), noun, chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
@@ -361,7 +370,7 @@ def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
         train_problems = [train_problems[i] for i in sorted(order[held_out:])]
     test_file = data_file(path, "test")
     test_problems = load_problems(test_file) if path.is_dir() and test_file.is_file() else val_problems
-    return train_problems, val_problems, [p for p in test_problems if p["answer"]][: args.eval_problems]
+    return train_problems, val_problems, [p for p in test_problems if p["answer"]]
 
 
 def encode_all(problems, name, encoding, config, chat=None, max_length=None, truncate=False) -> list[tuple]:
@@ -402,7 +411,7 @@ def adapt(args, model: GPT) -> Method:
         inject_lora(model, args.rank, alpha, targets=targets, dropout=args.dropout)
         s = lora_scaling(args.rank, alpha)
         if s < torch.finfo(torch.float32).tiny:
-            raise ValueError(f"alpha {alpha:g}: s = alpha/r = {s:g} is 0 in float32, nothing would be learnt: raise it")
+            raise ValueError(f"alpha = {alpha:g}: s = alpha/r is 0 in float32: raise --alpha or --c")
         if args.method == "pissa":
             return Method(alpha, s, lr_ratio, None, pissa_init(model))
         return Method(alpha, s, lr_ratio, first_step_ratio(model) * lr_ratio)
@@ -467,14 +476,18 @@ def announce(args, run: Run, method: Method) -> None:
 
 def answer(run: Run, when: str) -> list[dict]:
     """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
-    if run.problems:
-        print(f"pass@1 {when}: {len(run.problems)} problems ...", end=" ", flush=True)
+    title, live = f"pass@1 {when}: {len(run.problems):,} problems ...", sys.stdout.isatty()
+    if run.problems and not live:
+        print(title, end=" ", flush=True)
     start = time.time()
+    progress = Progress(f"pass@1 {when}", len(run.problems), sys.stdout) if run.problems and live else None
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
-        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if run.problems else 64)
+        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if run.problems else 64,
+                        progress)
     if run.problems:
-        print(f"{100 * summarize(records)['pass1']:.1f}% in {time.time() - start:.0f} s", flush=True)
+        share = 100 * summarize(records)["pass1"]
+        print(f"{title} " * live + f"{share:.1f}% in {time.time() - start:.0f} s", flush=True)
     return records
 
 
@@ -483,6 +496,14 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
     if args.compile:
         run.model.compile()  # in place: no wrapper whose name would get into the adapter's keys
     done, stop, saved = state["rows"] if state else [], [], time.monotonic()
+    progress, val = Progress("step", args.steps, sys.stdout, first=len(done)), ""
+    known = f"  pass@1 {100 * summarize(results['before'])['pass1']:.1f}%" if run.problems and progress.terminal else ""
+
+    def log(row):
+        nonlocal val
+        fresh = row["val_loss"] is not None
+        val = f"  val {row['val_loss']:.4f}" if fresh else val
+        progress(row["step"], f"loss {row['loss']:.4f}{val}{known}  {row['tokens_per_s']:,.0f} tok/s", always=fresh)
 
     def on_signal(number, frame):
         stop.append(number)
@@ -500,15 +521,21 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
             sys.exit(128 + stop[0])
 
     batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed, start=len(done))
-    for kind, random in (state["random"] if state else {}).items():
-        (torch if kind == "cpu" else torch.get_device_module(kind)).set_rng_state(random)
+    if state:
+        torch.set_rng_state(state["random"]["cpu"])
+    if state and run.device.type == "cuda" and "cuda" in state["random"]:
+        torch.cuda.set_rng_state(state["random"]["cuda"], run.device)
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
+        rows = train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
                      weight_decay=args.weight_decay, lr_ratio=method.lr_ratio, val_batches=run.val_batches,
-                     eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift,
-                     metrics=folder / "metrics.csv", log=Progress(args.steps), done=done, after=after,
-                     state=state and state["optimizer"], autocast=None if run.dtype == torch.float32 else run.dtype)
+                     eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, log=log,
+                     metrics=folder / "metrics.csv", done=done, after=after, state=state and state["optimizer"],
+                     autocast=None if run.dtype == torch.float32 else run.dtype)
+        trained = [p for p in run.model.parameters() if p.requires_grad]
+        if not (math.isfinite(rows[-1]["val_loss"] or 0) and all(p.isfinite().all() for p in trained)):
+            raise FloatingPointError(f"loss or weights are not finite after step {args.steps}, the last")
+        return rows
     except FloatingPointError as error:
         cure = f"alpha·lr = {method.alpha * args.lr:g}: lower --lr or alpha" if method.alpha else "lower --lr"
         cure += " or --lr-ratio" if args.method == "lora+" else ""
@@ -517,29 +544,6 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-class Progress:
-    """One line redrawn on a terminal, or a plain line ten times a run in a log file."""
-
-    def __init__(self, steps: int):
-        self.steps, self.start, self.val = steps, time.time(), ""
-        self.terminal = sys.stdout.isatty()
-        self.full, self.empty = "━─" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
-
-    def __call__(self, row: dict) -> None:
-        step = row["step"]
-        if row["val_loss"] is not None:
-            self.val = f"  val {row['val_loss']:.4f}"
-        last = step == self.steps
-        if not (self.terminal or last or row["val_loss"] is not None or step % max(1, self.steps // 10) == 0):
-            return
-        left = (time.time() - self.start) / step * (self.steps - step)
-        done = 20 * step // self.steps
-        line = (f"step {step:>{len(str(self.steps))}}/{self.steps} {self.full * done}{self.empty * (20 - done)} "
-                f"loss {row['loss']:.4f}{self.val}  {row['tokens_per_s']:,.0f} tok/s  "
-                f"{left // 60:.0f}:{left % 60:02.0f} left")
-        print(f"\r{line:<100}" if self.terminal else line, end="" if self.terminal and not last else "\n", flush=True)
 
 
 def save(args, run: Run, method: Method, folder: Path) -> None:
@@ -603,6 +607,8 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
         print(f"; {100 * results['clipped']:.0f}% of the steps were clipped", end="")
     print()
     if run.problems:
+        if len(run.problems) < run.n_tests:
+            print(f"{len(run.problems):,} of {run.n_tests:,} test problems, drawn with seed 0")
         print_table({"before": before, "after": after})
     if after:  # The example is the first problem that was learnt, else the first of all.
         i = next((i for i, (b, a) in enumerate(zip(before, after)) if a["correct"] > b["correct"]), 0)
@@ -611,18 +617,20 @@ def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
         for title, text in ((f"\n{run.noun[:-1]}", problem["problem"]), ("  before", before[i]["completion"]),
                             ("  after ", after[i]["completion"]), ("  gold  ", gold)):
             print(title, printable(text.strip()))
-    print(f"\n{'model' if args.method == 'full' else 'adapter'} in {short(folder)}, {results['seconds']:.0f} s in all."
-          + " To try next:" * (not run.shown))
+    what = "model" if args.method == "full" else "adapter"
+    print(f"\n{what} in {short(folder)}, {results['seconds']:.0f} s in all. To try next:")
 
 
 def print_next(args, run: Run, argv: list[str], folder: Path) -> None:
     """The commands that a user may want next, as a shell takes them."""
-    if args.method != "full" and not run.shown:
-        command = ["python", "eval_pass1.py", "--adapter", short(folder)]
+    model = ["--base", short(folder), "--adapter", "none"] if args.method == "full" else ["--adapter", short(folder)]
+    words = ["--prompt", run.asked["prompt"]] if args.method == "full" and run.asked["prompt"] != PROMPT else []
+    newest = args.method != "full" and Path(short(folder)).parent == Path("out")  # --ask finds it by itself
+    print(f"  {shlex.join(['python', 'eval_pass1.py', *model * (not newest), *words, '--ask', run.question])}")
+    if not run.shown:
         tested = args.data if Path(args.data).is_dir() and data_file(args.data, "test").is_file() else args.val
-        if tested and Path(tested) != HERE / "data/equations":
-            command += ["--data", short(tested)]
-        print(f"  {shlex.join(command)}")
+        other = ["--data", short(tested)] if tested and Path(tested) != HERE / "data/equations" else []
+        print(f"  {shlex.join(['python', 'eval_pass1.py', *model, *other])}")
     if args.method == "lora-alpha" and args.out is args.alpha is args.c is args.init is None and "--method" not in argv:
         print(f"  {shlex.join(['python', 'train.py', *argv, '--method', 'lora'])}")
 
@@ -648,8 +656,8 @@ def save_checkpoint(args, run: Run, path: Path, rows: list[dict], optimizer, res
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise FloatingPointError(f"weights that are not finite after step {len(rows)}")
     tensors["random.cpu"] = torch.get_rng_state()
-    if run.device.type != "cpu":
-        tensors[f"random.{run.device.type}"] = torch.get_device_module(run.device).get_rng_state()
+    if run.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
     flags = vars(args) | {"dtype": str(run.dtype).removeprefix("torch.")}
     text = json.dumps(dict(flags=flags, cwd=os.getcwd(), origin=origin(args, run), rows=rows, **results))
     tensors["state"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
@@ -763,8 +771,8 @@ def locked(folder: Path):
     if held or pid and age < 300 and (held is None or host != here):
         file.close()
         seen = "and it is alive" if held else f"seen {age:.0f} s ago; a dead one's lock ends after 300 s"
-        raise ValueError(f"--out {folder} belongs to process {pid or 'unknown'} on {host or here}, {seen}: choose another "
-                         "name, or wait for its end")
+        raise ValueError(f"--out {folder} belongs to process {pid or 'unknown'} on {host or here}, {seen}: choose "
+                         "another name, or wait for its end")
     file.truncate(0)
     file.write(f"{os.getpid()} {here}")
     file.flush()

@@ -65,7 +65,7 @@ def curve(ax, x: list[float], values: list[float], window: int, **style) -> None
     ax.plot(x, smooth(values, window), lw=1.6, **style)
 
 
-def picture(runs: dict[str, dict], drift: bool):
+def picture(runs: list[tuple[str, dict]], drift: bool):
     """The figure: the losses over steps and over seconds, and with drift a second row of three panels over steps."""
     import matplotlib
 
@@ -74,7 +74,7 @@ def picture(runs: dict[str, dict], drift: bool):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogFormatter
 
-    window = max(1, max(len(columns["step"]) for columns in runs.values()) // 20)
+    window = max(1, max(len(columns["step"]) for _, columns in runs) // 20)
     fig = plt.figure(figsize=(9, 3.6 + 2.9 * drift + 0.2 * len(runs)), layout="constrained")
     rows = fig.subfigures(1 + drift, 1, squeeze=False)[:, 0]
     steps, seconds = rows[0].subplots(1, 2, sharey=True)
@@ -84,7 +84,7 @@ def picture(runs: dict[str, dict], drift: bool):
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     handles = []
-    for i, (name, columns) in enumerate(runs.items()):
+    for i, (name, columns) in enumerate(runs):
         style = dict(color=COLORS[i % len(COLORS)], ls=["-", "--", ":"][i // len(COLORS) % 3])
         for ax, key in ((steps, "step"), (seconds, "seconds")):
             if key in columns:  # no seconds in the metrics.csv of older versions
@@ -117,8 +117,8 @@ def main():
                                       key=lambda folder: (folder / "metrics.csv").stat().st_mtime)[-5:]
         if not folders:
             raise ValueError("out/ holds no run: name folders that train.py has written")
-        runs = {title(folder): read_run(folder) for folder in dict.fromkeys(folders)}
-        if args.drift and not any("drift" in columns for columns in runs.values()):
+        runs = [(title(folder), read_run(folder)) for folder in dict.fromkeys(folders)]
+        if args.drift and not any("drift" in columns for _, columns in runs):
             raise ValueError("no run has signal and drift: train with --drift")
         out = args.out or folders[0].resolve().parent / "curves.png"
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,11 @@ def compare(chat, theirs, count):
     return seen
 
 
+THINKS = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<think>' if loop.last and m.role == '"
+          "assistant' else '') + m.content + '<|endoftext|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")  # shown in the last turn alone
 SMALL = {
+    "turn by turn": (lambda folder: train_tokenizer(folder), THINKS, {}),
     "GPT-2": (lambda folder: train_tokenizer(folder), CHATML, dict(eos_token="<|endoftext|>")),
     "SentencePiece": (lambda folder: sentencepiece(folder), MISTRAL, dict(bos_token="<s>", eos_token="</s>")),
     "Metaspace": (lambda folder: sentencepiece(folder, True), MISTRAL, dict(bos_token="<s>", eos_token="</s>")),
@@ -161,7 +165,7 @@ def real_folder(name, folder):
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "qwen3", "llama3", "mistral"])
 def test_real_chats_give_transformers_ids_and_learnt_positions(tmp_path, name):
     """200 conversations each. Qwen3 drops earlier thinking: several examples. TRL 1.16.0 learns ChatML's line feed
-    after <|im_end|>, too (sft_trainer.py: all after the prompt; qwen3_training.jinja: inside the marks): learnt here."""
+    after <|im_end|>, too (sft_trainer.py: all after the prompt; qwen3_training.jinja: inside the marks): so it is."""
     chat, theirs = real_folder(name, tmp_path / "m")
     seen = compare(chat, theirs, 200)
     assert seen > 400 if name == "qwen3" else seen == 200

@@ -143,8 +143,9 @@ def test_help_shows_a_line_feed_as_it_is_typed(capsys):
 def test_the_next_command_is_quoted_for_a_shell(trained):
     """As words it names the folders, blanks and all."""
     _, stdout = trained
-    words = shlex.split(next(line for line in stdout.splitlines() if line.startswith("  python eval_pass1.py")))
-    assert words[words.index("--adapter") + 1] == "a run" and "--base" not in words  # the adapter names it
+    asked, evaluated = (shlex.split(line) for line in stdout.splitlines() if line.startswith("  python eval_pass1.py"))
+    assert evaluated[evaluated.index("--adapter") + 1] == "a run" and "--base" not in evaluated  # the adapter names it
+    assert asked[2:5] == ["--adapter", "a run", "--ask"] and len(asked) == 6
 
 
 def test_the_loops_line_says_how_many_epochs_the_steps_are(trained):

@@ -499,10 +499,11 @@ def test_curves_show_what_the_files_hold(tmp_path):
     """Over steps and seconds, a colour a run; rank, alpha and rate in the legend, or the folder of a run cut off."""
     folders = [write_run(tmp_path / "a", 40, method="lora-alpha", rank=8, alpha=724.0773, lr=1e-3),
                write_run(tmp_path / "b", 6), write_run(tmp_path / "c", 6, method="full", rank=8, alpha=None, lr=2e-5)]
-    runs = {curves.title(folder): curves.read_run(folder) for folder in folders}
-    assert list(runs) == ["lora-alpha, rank 8, alpha 724.077, lr 0.001 (a)", "b (not finished)", "full, lr 2e-05 (c)"]
+    runs = [(curves.title(folder), curves.read_run(folder)) for folder in folders]
+    names = [name for name, _ in runs]
+    assert names == ["lora-alpha, rank 8, alpha 724.077, lr 0.001 (a)", "b (not finished)", "full, lr 2e-05 (c)"]
     fig = curves.picture(runs, True)
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(runs)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == names
     steps, seconds, *others = fig.axes
     for ax, scale in ((steps, 1), (seconds, 2)):
         raw, smooth, val = ax.lines[:3]

@@ -323,10 +323,10 @@ def test_a_merge_that_fails_or_is_killed_can_be_tried_again(run, toy, command, m
 def test_output_without_a_reader_is_dropped():
     reader, writer = os.pipe()
     os.close(reader)
-    stream = eval_pass1.Lasting(os.fdopen(writer, "w"))
-    for _ in range(2):
-        stream.write("abc\n")
-        stream.flush()
+    with os.fdopen(writer, "w") as file:
+        for _ in range(2):
+            eval_pass1.Lasting(file).write("abc\n")
+            eval_pass1.Lasting(file).flush()
 
 
 @pytest.mark.parametrize("flags, word", [(["--lr", "1e30", "--steps", 1], "diverged"),

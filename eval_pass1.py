@@ -15,12 +15,16 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line then as well
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\neval_pass1.py: interrupted\n"), os._exit(130)))
 
 import torch
 
@@ -306,7 +310,7 @@ class Lasting:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError:  # a closed pipe, a dead terminal
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return len(text)
 
@@ -729,7 +733,9 @@ class Answer:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\neval_pass1.py: interrupted; an evaluation with --out goes on from here by the same command")
+        os.write(2, b"\neval_pass1.py: interrupted; an evaluation with --out goes on by the same command\n")
+        sys.exit(130)

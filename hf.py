@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import tiktoken
@@ -87,9 +88,30 @@ def is_number(value) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # finite, no bool, no int beyond float arithmetic
 
 
+@contextmanager
+def replacing(path: str | Path):
+    """A temporary name to write to: renamed to path when it is whole and on the disk, removed when it is not."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(temporary.parent)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def write_json(path: str | Path, value: dict) -> None:
-    Path(f"{path}.tmp").write_bytes((json.dumps(value, indent=2) + "\n").encode())
-    os.replace(f"{path}.tmp", path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def plain(name: str) -> str:
@@ -97,16 +119,12 @@ def plain(name: str) -> str:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
-    temporary = Path(f"{path}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # as the user's umask has it; safetensors leaves a file to its owner alone
     tensors = {plain(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors leaves a file to its owner alone
         save_file(tensors, temporary, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from None
-    temporary.chmod(mode)
-    os.replace(temporary, path)
+        temporary.chmod(mode)
 
 
 def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
@@ -248,8 +266,9 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     return model if inner is None else unwrapped(inner)
 
 
-def save_model(model: GPT, folder: str | Path) -> None:
-    """Writes a folder that load_model and transformers read. ValueError for a model with adapters: merge_lora first."""
+def save_model(model: GPT, folder: str | Path, base: str | Path | None = None) -> None:
+    """Writes a folder that load_model and transformers read, config.json last; with all that base's says beside the
+    weights, and its tokenizer, where base is given. ValueError for a model with adapters: merge_lora first."""
     model = unwrapped(model)
     if lora_layers(model):
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
@@ -260,11 +279,15 @@ def save_model(model: GPT, folder: str | Path) -> None:
     kind = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
     raw = {**vars(config), "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
            "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
-           "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
            "rope_scaling": config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
     del raw["qk_norm"]  # the model type says it
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "generation_config.json", {key: raw[key] for key in ("bos_token_id", "eos_token_id")})
+    if base:
+        copy_tokenizer(base, folder)  # its generation_config.json too
+        raw = read_json(Path(base, "config.json"))
+        raw.pop("dtype", None)  # transformers 5's name for torch_dtype, which it reads as well
+    raw["torch_dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
     write_json(folder / "config.json", raw)
 
 
@@ -446,5 +469,5 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
     """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete."""
     for path in Path(source).iterdir():
         if COPIED.fullmatch(path.name):
-            Path(folder, path.name + ".tmp").write_bytes(path.read_bytes())
-            os.replace(Path(folder, path.name + ".tmp"), Path(folder, path.name))
+            with replacing(Path(folder, path.name)) as temporary:
+                temporary.write_bytes(path.read_bytes())

@@ -418,11 +418,13 @@ def collate(examples: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor
 POOL = 8  # updates sorted by length together: more saves padding, and makes each update's problems more alike
 
 
-def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0,
+           start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Micro-batches without end, grad_accum of them an update, each epoch a new order without repeats.
 
     An epoch's random order is cut into pools of POOL updates, and each pool is sorted by length before it is cut into
     updates, so that little is padded; then the updates are shuffled. Too few examples for an update: all of them.
+    start: updates to pass over, for a run that goes on: the seed and their number say where it was.
     """
     generator = torch.Generator().manual_seed(seed)
     update, left = min(batch_size * grad_accum, len(examples)), []
@@ -430,12 +432,13 @@ def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) 
         order = left + torch.randperm(len(examples), generator=generator).tolist()
         whole = len(order) - len(order) % update
         updates, left = [order[:update]], order[whole:]  # the first finishes the epoch before, the last are left over
-        for start in range(update, whole, POOL * update):
-            pool = order[start : min(start + POOL * update, whole)]
+        for first in range(update, whole, POOL * update):
+            pool = order[first : min(first + POOL * update, whole)]
             pool.sort(key=lambda i: len(examples[i][0]))
             updates += [pool[i : i + update] for i in range(0, len(pool), update)]
         for n in [0, *(1 + torch.randperm(len(updates) - 1, generator=generator)).tolist()]:
-            for i in range(grad_accum):
+            start -= 1
+            for i in range(grad_accum if start < 0 else 0):
                 part = updates[n][i * update // grad_accum : (i + 1) * update // grad_accum]
                 yield collate([examples[j] for j in part])
 
@@ -466,7 +469,8 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
           weight_decay: float = 0.0, grad_clip: float | None = None, lr_ratio: float = 1.0,
           val_batches: list | None = None, eval_every: int | None = None, drift: bool = False,
           metrics: str | Path | None = None, log: Callable[[dict], None] | None = None,
-          autocast: torch.dtype | None = None) -> list[dict]:
+          autocast: torch.dtype | None = None, done: Iterable[dict] = (), state: dict | None = None,
+          after: Callable[[list[dict], torch.optim.Optimizer], None] | None = None) -> list[dict]:
     """Trains every parameter that requires a gradient with AdamW for `steps` updates; returns a row of metrics each.
 
     batches: (idx, targets) as from epochs(), grad_accum of them an update, whose loss is the mean over all its targets.
@@ -476,6 +480,8 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
     the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), seconds (since the
     start), and with drift the norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once.
     log: called with each row. autocast: compute dtype where the weights are float32 and the products should not be.
+    after: called with all rows and the optimizer after each update; what it keeps lets another call go on from there:
+    with the weights, done (the rows), state (the optimizer's state_dict()["state"]) and batches from epochs(start=...).
     Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for such final weights.
     """
     device = next(model.parameters()).device
@@ -490,14 +496,21 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
               dict(params=[p for p in params if p in B], weight_decay=weight_decay, lr_ratio=lr_ratio),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0, lr_ratio=1.0)]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas, eps, fused=True)
+    if state:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     warmup = max(1, steps // 10) if warmup is None else warmup
     columns = "step loss val_loss lr grad_norm clipped tokens_per_s seconds".split()
     columns += ["signal", "drift", "drift_ratio"] * drift
+
+    def line(row: dict) -> str:
+        return ",".join("" if row[name] is None else f"{row[name]:.8g}" for name in columns) + "\n"
+
+    rows, batches = list(done), iter(batches)
     if metrics:
-        Path(metrics).write_text(",".join(columns) + "\n")
-    rows, batches, began = [], iter(batches), time.perf_counter()
+        Path(metrics).write_text(",".join(columns) + "\n" + "".join(map(line, rows)))
+    began = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     model.train()
-    for step in range(1, steps + 1):
+    for step in range(len(rows) + 1, steps + 1):
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup) * group["lr_ratio"]
@@ -540,11 +553,12 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
             row["val_loss"] = evaluate(model, val_batches)
         rows.append(row)
         if metrics:
-            cells = ["" if row[name] is None else f"{row[name]:.8g}" for name in columns]
             with open(metrics, "a") as file:
-                file.write(",".join(cells) + "\n")
+                file.write(line(row))
         if log:
             log(row)
+        if after:
+            after(rows, optimizer)
     if not all(bool(p.isfinite().all()) for p in params):
         raise FloatingPointError(f"weights that are not finite after step {steps}")
     return rows

@@ -504,9 +504,7 @@ class Chat:
 def token_spans(encoding: Encoding, text: str, special: bool = False) -> list[tuple[int, int, int]]:
     """(id, begin, end) of each token, begin and end in characters; special: special tokens are tokens, else text."""
     if isinstance(encoding, JSONTokenizer):
-        encoding.library.encode_special_tokens = not special
-        found = encoding.library.encode(text, add_special_tokens=False)
-        encoding.library.encode_special_tokens = True
+        found = encoding.encode(text, special)
         return [(token, *span) for token, span in zip(found.ids, found.offsets)]
     ids = encoding.encode(text, allowed_special="all" if special else set(), disallowed_special=())
     owners = [i for i, letter in enumerate(text) for _ in letter.encode()]  # the character of each byte

@@ -76,7 +76,7 @@ def test_a_pickle_alone_is_named_as_what_it_is(name, what, toy, tmp_path):
     if what == "model":
         (tmp_path / "f/model.safetensors").unlink()
     else:
-        (tmp_path / "f/adapter_config.json").write_text("{}")
+        (tmp_path / "f/adapter_config.json").write_text(json.dumps(dict(r=1, lora_alpha=1)))
     with pytest.raises(ValueError, match=f"{name} is a pickle, which is never loaded: save it as safetensors"):
         load_model(tmp_path / "f") if what == "model" else load_adapter(load_model(toy.base), tmp_path / "f")
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import regex
@@ -85,7 +85,7 @@ def naming(where, *kinds: type[BaseException]):
     try:
         yield
     except kinds or ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(str(error) if str(error).startswith(str(where)) else f"{where}: {error}") from None
 
 
 def read_file(path: str | Path) -> bytes:
@@ -354,10 +354,10 @@ compiled = functools.lru_cache(10_000)(regex.compile)  # regex itself keeps 500
 
 def match(pattern: str, name: str, end: float):
     """re.match, by which PEFT goes, of regex, which can stop. ValueError where it takes beyond the time end."""
-    with suppress(TimeoutError):
-        if time.monotonic() < end and len(pattern) < 100_000:
-            return compiled(pattern).match(name, timeout=min(end - time.monotonic(), 5))
-    raise ValueError(f"the pattern {pattern[:40]!r} takes too long, or all of them do: name the layers instead")
+    with naming(f"the pattern {pattern[:60]!r}", regex.error, TimeoutError):
+        if time.monotonic() > end or len(pattern) > 100_000:
+            raise TimeoutError("it or all of them take too long: name the layers instead")
+        return compiled(pattern).match(name, timeout=5)
 
 
 def targeted(config: dict, name: str, end: float = math.inf) -> bool:
@@ -408,28 +408,21 @@ def adapter_sizes(config: dict, modules: dict) -> dict[str, tuple[int, float]]:
     return sizes
 
 
-# What a value of another type in a stranger's JSON may raise where it is used.
-WRONG = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, regex.error)
-
-
 def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
     """Injects a folder's PEFT adapter, LoRA or rsLoRA, in float32. ValueError, the model untouched, for others."""
     folder, inner = Path(folder), unwrapped(model)
     config, modules = read_json(folder / "adapter_config.json"), dict(inner.named_modules())
     if lora_layers(model):
         raise ValueError("the model already has LoRA adapters: merge_lora them before another is loaded")
-    with naming(folder / "adapter_config.json", *WRONG):
+    path, half = folder / "adapter_model.safetensors", f"{PREFIX}{{}}.lora_{{}}.weight".format
+    with naming(folder, ValueError, TypeError, AttributeError, OverflowError, RecursionError):  # a value of another type
         sizes = adapter_sizes(config, modules)
-        half, shapes = f"{PREFIX}{{}}.lora_{{}}.weight".format, {}
-        for name, (rank, _) in sizes.items():
-            shapes |= {half(name, "A"): (rank, modules[name].in_features),
-                       half(name, "B"): (modules[name].out_features, rank)}
-    path = folder / "adapter_model.safetensors"
-    tensors = read_tensors(path, shapes=shapes)
-    if config.get("target_modules") is None:  # the tensors tell
-        sizes = {name: size for name, size in sizes.items() if {half(name, "A"), half(name, "B")} & tensors.keys()}
-    check_tensors(path, tensors, [half(name, letter) for name in sizes for letter in "AB"])
-    with naming(folder, *WRONG):
+        tensors = read_tensors(path, shapes={half(name, letter): shape for name, (rank, _) in sizes.items() for
+                                             letter, shape in (("A", (rank, modules[name].in_features)),
+                                                               ("B", (modules[name].out_features, rank)))})
+        if config.get("target_modules") is None:  # the tensors tell
+            sizes = {name: size for name, size in sizes.items() if {half(name, "A"), half(name, "B")} & tensors.keys()}
+        check_tensors(path, tensors, [half(name, letter) for name in sizes for letter in "AB"])
         inject_lora(inner, 1, 1.0, targets="|".join(map(re.escape, sizes)), dropout=config.get("lora_dropout") or 0.0)
     for name, layer in lora_layers(inner).items():
         layer.rank, layer.alpha = sizes[name]  # rank_pattern and alpha_pattern may give each layer its own

@@ -1,26 +1,25 @@
 """Files of problems, prompts, chats and texts → token ids and labels: reading, protocols, chat templates."""
 
 import csv
-import functools
 import hashlib
+import inspect
 import io
 import itertools
 import json
 import os
 import random
 import re
-from datetime import datetime
+import subprocess
+import sys
+import weakref
+from collections import Counter
 from pathlib import Path
 
-import tiktoken
-from jinja2 import FunctionLoader, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from grader import KINDS, last_box
-from hf import JSONTokenizer, read_json
+from hf import JSONTokenizer, RankTokenizer, naming, read_json
 from lora_alpha import GPTConfig
 
-Encoding = tiktoken.Encoding | JSONTokenizer
+Encoding = RankTokenizer | JSONTokenizer
 
 # ---- Problems --------------------------------------------------------------------------------------------------------
 
@@ -43,26 +42,21 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
     if not path.is_file():
         maker = path.parent / "prepare.py"
         raise ValueError(f"{path}: there is no such file" + (f"; python {maker} makes it" if maker.exists() else ""))
-    try:
+    with naming(f"{path}: not UTF-8"):
         text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error})") from None
 
     def parse(where, text):
-        try:
+        with naming(f"{where}: not JSON", ValueError, RecursionError):
             return where, json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
 
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # a quote that is not closed is an error
         try:
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-            twice = [name for name in reader.fieldnames or [] if reader.fieldnames.count(name) > 1]
-            if twice or any(None in row for _, row in rows):
-                where = next((where for where, row in rows if None in row), path)
-                raise ValueError(f"{where}: " + (f"the column {twice[0]!r} stands twice" if twice else
-                                                 "more cells than columns; quote a cell that holds a comma"))
+            if twice := [name for name, count in Counter(reader.fieldnames).items() if count > 1]:
+                raise ValueError(f"{path}: the column {twice[0]!r} stands twice")
+            if wide := [where for where, row in rows if None in row]:
+                raise ValueError(f"{wide[0]}: more cells than columns; quote a cell that holds a comma")
         except csv.Error as error:  # DictReader counts a line when it has read it, its inner reader before
             raise ValueError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from None
     elif text.lstrip().startswith("["):
@@ -80,26 +74,27 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
 def load_problems(path: str | Path) -> list[dict]:
     """The rows of a JSONL or CSV file or a JSON array, all of one form, which their fields tell: see data/README.md.
 
-    Each has id (its row, from 0), form (problem, prompt, messages or text), problem (a text to show), solution, working
+    Each has id (its row, from 0), where (file and line), form (problem, prompt, messages or text), problem (a text to show), solution, working
     (the solution without its final answer), answer (None where no gold answer is known), kind, level and subject; a
     choice its question and its options, shuffled; a chat its messages, first (the first that may be learnt) and asked
     (how many stand before the last answer). ValueError names file and line.
     """
     problems, rows = [], read_rows(Path(path))
     for number, (where, row) in enumerate(rows):
-        row = {name: value for name, value in row.items() if value is not None}
-        problem = dict({"form": "problem", "kind": "math", "answer": None}, **read_row(row, where))
-        for name in ("problem", "solution", "answer"):
-            if not isinstance(problem[name], str) and (name, problem[name]) != ("answer", None):
-                name = next((field for field, value in row.items() if value is problem[name]), name)
-                raise ValueError(f"{where}: no text for {name!r}; want {FIELDS}")
-        if problems and problem["form"] != problems[0]["form"]:
-            raise ValueError(f"{where}: fields of the form {problem['form']!r}, but {problems[0]['form']!r} in "
-                             f"{rows[0][0].rpartition(', ')[2]}: a file has one form")
-        subject = row.get("High-level domain") or row.get("Subdomain") or row.get("type") or row.get("subject") or "all"
-        problem["answer"] = problem["answer"] or None
-        problems.append(dict({"working": problem["solution"]}, **problem, id=number, level=level_name(row.get("level")),
-                             subject=str(subject)))
+        with naming(where, ValueError, RecursionError):
+            row = {name: value for name, value in row.items() if value is not None}
+            problem = dict({"form": "problem", "kind": "math", "answer": None}, **read_row(row))
+            for name in ("problem", "solution", "answer"):
+                if not isinstance(problem[name], str) and (name, problem[name]) != ("answer", None):
+                    name = next((field for field, value in row.items() if value is problem[name]), name)
+                    raise ValueError(f"no text for {name!r}; want {FIELDS}")
+            if problems and problem["form"] != problems[0]["form"]:
+                raise ValueError(f"fields of the form {problem['form']!r}, but {problems[0]['form']!r} in "
+                                 f"{rows[0][0].rpartition(', ')[2]}: a file has one form")
+            subjects = (row.get(name) for name in ("High-level domain", "Subdomain", "type", "subject"))
+            problem |= dict(id=number, where=where, level=level_name(row.get("level")), answer=problem["answer"] or None,
+                            subject=str(next(filter(None, subjects), "all")))
+        problems.append(dict({"working": problem["solution"]}, **problem))
     return problems
 
 
@@ -110,29 +105,29 @@ RENAMED = dict(conversations="messages", conversation="messages", instruction="p
                chosen="completion", content="text")  # the fields of other well-known shapes, and their names here
 
 
-def read_row(row: dict, where: str) -> dict:
+def read_row(row: dict) -> dict:
     """What the fields of a row tell of a problem; load_problems adds the rest."""
     answer = row.get("answer")
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         answer = str(answer)
     if "Question" in row:
-        return read_choice(row, where)
+        return read_choice(row)
     if "problem" in row or {"question", "solution"} <= row.keys():
         solution = row.get("solution", "" if answer else None)
         answer = last_box(solution) if not answer and isinstance(solution, str) else answer
         return dict(problem=row.get("problem", row.get("question")), solution=solution, answer=answer)
     if "prompt" in row and (answer is not None or "completion" in row):
         if isinstance(row["prompt"], list):
-            return read_messages(row["prompt"], row.get("completion", []), answer, where)
+            return read_messages(row["prompt"], row.get("completion", []), answer)
         if row["prompt"] == "":
-            raise ValueError(f"{where}: the prompt is empty; what has none is {{\"text\": ...}}")
+            raise ValueError('the prompt is empty; what has none is {"text": ...}')
         return dict(form="prompt", problem=row["prompt"], solution=row.get("completion", ""), answer=answer)
     if "messages" in row:
-        return read_messages([], row["messages"], answer, where)
+        return read_messages([], row["messages"], answer)
     if "question" in row and isinstance(answer, str):
         working, marks, gold = (part.strip() for part in answer.rpartition("####"))
         if marks:
-            working = re.sub(r"<<[^>]*>>", "", working)  # its calculator's notes
+            working = re.sub(r"<<[^<>]*>>", "", working)  # its calculator's notes
             return dict(kind="gsm8k", problem=row["question"], solution=answer, working=working, answer=gold)
         gold = gold if re.fullmatch(r"[-+]?\$?\d[\d,]*(\.\d+)?%?", gold) else None  # a sentence is no gold answer
         return dict(kind="gsm8k", problem=row["question"], solution=answer, answer=gold)
@@ -144,22 +139,22 @@ def read_row(row: dict, where: str) -> dict:
     cure = f"rename {cure}" if names else f"want {FIELDS}"
     if "messages" in names:
         cure += ", in it 'from' to 'role' (user, assistant) and 'value' to 'content'"
-    raise ValueError(f"{where}: fields {', '.join(map(str, row))}: {cure}")
+    raise ValueError(f"fields {', '.join(map(str, row))[:200]}: {cure}")
 
 
-def read_messages(prompt: list, learnt: list, answer: str | None, where: str) -> dict:
+def read_messages(prompt: list, learnt: list, answer: str | None) -> dict:
     """A chat of messages that are only context, prompt, and messages whose assistant turns are learnt."""
     if not isinstance(learnt, list) or not prompt + learnt:
-        raise ValueError(f"{where}: {'completion' if prompt else 'messages'} must be a list of one message or more")
+        raise ValueError(f"{'completion' if prompt else 'messages'} must be a list of one message or more")
     turns = prompt + learnt
     for number, turn in enumerate(turns, 1):
         if not (isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
                 and isinstance(turn.get("content"), str) and turn.get("weight", 1) == 1):
-            raise ValueError(f"{where}: message {number}, {json.dumps(turn)[:80]}: want a role (system, user or "
+            raise ValueError(f"message {number}, {json.dumps(turn)[:80]}: want a role (system, user or "
                              "assistant), a content (a text) and no weight")
     replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i >= len(prompt)]
     if not replies and answer is None or prompt and prompt[-1]["role"] == "assistant":
-        raise ValueError(f"{where}: no message of the assistant's to learn, or one at the end of the prompt")
+        raise ValueError("no message of the assistant's to learn, or one at the end of the prompt")
     asked = len(turns) if turns[-1]["role"] == "user" else replies[-1]
     problem = next((turn["content"] for turn in reversed(turns[:asked]) if turn["role"] == "user"), "")
     return dict(form="messages", problem=problem, solution=turns[replies[-1]]["content"] if replies else "",
@@ -171,16 +166,16 @@ def level_name(level) -> str:
     return "all" if level in (None, "") else f"Level {level}" if str(level).isdigit() else str(level)
 
 
-def read_choice(row: dict, where: str) -> dict:
+def read_choice(row: dict) -> dict:
     """A row of GPQA's CSV. The order of its options is drawn from a hash of its question, so it is everyone's."""
     missing = [name for name in GPQA if not isinstance(row.get(name), str) or not row[name].strip()]
     if missing:
-        raise ValueError(f"{where}: column {missing[0]!r} is missing or empty; want {', '.join(GPQA)}")
+        raise ValueError(f"column {missing[0]!r} is missing or empty; want {', '.join(GPQA)}")
     question, *texts = (row[name].strip() for name in GPQA)
     draw = int(hashlib.sha256(question.encode()).hexdigest(), 16) % 24
     order = list(itertools.permutations(range(4)))[draw]  # order[i]: which text is option i; text 0 is the right one
     options, letter = [texts[i] for i in order], "ABCD"[order.index(0)]
-    working = (row.get("Explanation") or "").strip()
+    working = str(row.get("Explanation") or "").strip()
     return dict(kind="choice", problem=ask_choice(question, options, "({}) {}"), question=question, options=options,
                 working=working, solution=f"{working} The answer is ({letter}).".strip(), answer=letter)
 
@@ -343,16 +338,16 @@ class Protocol:
 
     def encode(self, encoding: Encoding, problem: dict, bos: int | None, chat=None) -> list[int]:
         """The prompt's tokens: chat turns through the folder's template, chat, where there is one; else plain text."""
-        turns = self.turns(problem)
         if self.name == "own" and not self.examples:
             return encode_prompt(encoding, problem, bos, chat)
-        if self.chat and chat:
-            roles = itertools.cycle(("user", "assistant"))
-            system = [dict(role="system", content=self.system)] if self.system else []
-            return chat(system + [dict(role=role, content=text) for role, text in zip(roles, turns)])
-        gap = " " if self.chat else ""  # between a question and its answer
-        text = "".join(turn + ("" if i == len(turns) - 1 else "\n\n" if i % 2 else gap) for i, turn in enumerate(turns))
-        return [bos] * (bos is not None) + encoding.encode_ordinary(text)
+        turns, gap = self.turns(problem), " " if self.chat else ""  # between a question and its answer
+        with naming(problem.get("where", "the question")):
+            if self.chat and chat:
+                roles = itertools.cycle(("user", "assistant"))
+                system = [dict(role="system", content=self.system)] if self.system else []
+                return chat(system + [dict(role=role, content=text) for role, text in zip(roles, turns)])
+            text = "".join(turn + gap if i % 2 == 0 else turn + "\n\n" for i, turn in enumerate(turns[:-1])) + turns[-1]
+            return [bos] * (bos is not None) + encoding.encode_ordinary(text)
 
 
 def help_prompts() -> str:
@@ -404,27 +399,64 @@ TURNS = {
 }
 
 
+def renderer() -> None:
+    """What the process that renders a template runs: a template on the first line, then what it is shown, as JSON.
+
+    A template is a stranger's program. It runs in a sandbox, with what transformers shows to one, in a process of its
+    own that may take a gigabyte (where the system has such limits) and that the parent can stop.
+    """
+    import sys
+    sys.path[:] = sys.argv[1:]  # the parent's
+    import faulthandler
+    import functools
+    import json
+    import re
+    import signal
+    from contextlib import suppress
+    from datetime import datetime
+
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str):
+        raise TemplateError(message)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+    # A {% generation %} block comes out between two marks: str.join as a filter puts them there.
+    template = re.sub(r"({%[-+]?\s*)(end)?generation\b", lambda tag: tag[1] + (
+        "endfilter" if tag[2] else "filter generation(generation_marks)"), json.loads(sys.stdin.readline()))
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                            extensions=["jinja2.ext.loopcontrols"])
+    sandbox.filters |= dict(tojson=functools.partial(json.dumps, ensure_ascii=False), generation=str.join)
+    sandbox.globals |= dict(raise_exception=raise_exception, strftime_now=datetime(2024, 7, 26).strftime)
+    compiled = functools.cache(sandbox.from_string)
+    for line in sys.stdin:
+        faulthandler.dump_traceback_later(5, exit=True)  # ends this process from a thread beside Python's
+        try:
+            text = compiled(template).render(json.loads(line))
+            reply = [text, None] if len(text) < 2**22 else [None, f"{len(text):,} characters"]
+        except MemoryError:
+            return
+        except Exception as error:  # it may fail in any way
+            reply = [None, repr(error)[:300]]
+        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(reply), flush=True)
+
+
 class Chat:
-    """Messages (role, content) → tokens by a folder's template, in a sandbox with what transformers shows to one.
+    """Messages (role, content) → tokens by a folder's template.
 
     strftime_now tells 26 July 2024, as Llama 3.2's template does without it: a prompt is the same tomorrow. Special
     tokens in a message are only text. source: where the template is from. ValueError where it cannot be rendered.
     """
 
     def __init__(self, folder: Path, encoding: Encoding, template: str, source: str, names: dict[str, str]):
-        def raise_exception(message: str):
-            raise TemplateError(message)
-        self.folder, self.encoding, self.source, self.names = folder, encoding, source, names
+        self.folder, self.encoding, self.template, self.source, self.names = folder, encoding, template, source, names
         self.tokens = sorted(encoding.special_tokens_set, key=len, reverse=True)
         self.special = "|".join(map(re.escape, self.tokens)) or "(?!)"
-        self.heads = sorted({token[0] for token in self.tokens})
-        # A {% generation %} block comes out between two marks: str.join as a filter puts them there.
-        self.sandbox = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], loader=FunctionLoader(
-                lambda _: re.sub(r"({%[-+]?\s*)(end)?generation\b", lambda tag: tag[1] + (
-                    "endfilter" if tag[2] else "filter generation(generation_marks)"), template)))
-        self.sandbox.filters |= dict(tojson=functools.partial(json.dumps, ensure_ascii=False), generation=str.join)
-        self.sandbox.globals |= dict(raise_exception=raise_exception, strftime_now=datetime(2024, 7, 26).strftime)
+        self.heads, self.process = sorted({token[0] for token in self.tokens}), None
 
     def mark(self, messages: list[dict]) -> list[dict]:
         """The messages with stand-ins for what begins their special tokens. marks: these and 3 more unused letters."""
@@ -437,15 +469,30 @@ class Chat:
 
     def render(self, messages: list[dict], prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The text, and begin and end of each {% generation %} block in it."""
-        try:
-            text = self.sandbox.get_template("chat").render(self.names | dict(
-                messages=messages, tools=None, documents=None, add_generation_prompt=prompt,
-                generation_marks=self.marks[-2:]))
-        except Exception as error:  # a template is a stranger's program: it may fail in any way
-            raise ValueError(f"{self.folder}: its chat template cannot be rendered ({error!r})") from None
+        text, error = self.ask(self.names | dict(messages=messages, tools=None, documents=None,
+                                                 add_generation_prompt=prompt, generation_marks=self.marks[-2:]))
+        if error:
+            raise ValueError(f"{self.folder}: its chat template cannot be rendered ({error})")
         pieces = re.split(f"[{self.marks[-2:]}]", text)
         cuts = list(itertools.accumulate(map(len, pieces)))
         return "".join(pieces), list(zip(cuts[::2], cuts[1::2]))
+
+    def ask(self, shown: dict) -> list:
+        """[text, None] or [None, error] of the process that renders."""
+        if self.process is None or self.process.poll() is not None:
+            program = inspect.getsource(renderer) + "renderer()"
+            self.process = subprocess.Popen([sys.executable, "-c", program, *sys.path], stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            weakref.finalize(self, self.process.communicate)
+            self.process.stdin.write(json.dumps(self.template) + "\n")
+        try:
+            self.process.stdin.write(json.dumps(shown) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):  # it is gone
+            self.process.kill()
+            self.process.wait()
+            return [None, "it takes more than 5 s or 1 GB"]
 
     def encode(self, text: str) -> list[tuple[int, int, int]]:
         """token_spans of a rendered text: the template's special tokens are tokens, the messages' are text."""
@@ -520,12 +567,15 @@ def load_chat(folder: str | Path, encoding: Encoding) -> Chat | None:
     guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
     template = guess if config is None else config.get("chat_template")
     template = next((path.read_text("utf-8", "replace") for path in paths if path.is_file()), template)
+    if isinstance(template, list):  # several, by name
+        template = next((entry.get("template") for entry in template if isinstance(entry, dict)
+                         and entry.get("name") == "default"), None)
     if not template:
         return None
-    if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+    if not isinstance(template, str):
+        raise ValueError(f"{folder}: its chat_template is no text, nor a list with a text named default")
     names = (config or {}) | ({} if config and "added_tokens_decoder" in config else named or {})
-    names = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()
+    names = {name: token.get("content") if isinstance(token, dict) else token for name, token in names.items()
              if name.endswith("_token") and isinstance(token, str | dict)}
     words = "guessed from the special tokens" if template is guess else "the folder's template"
     return Chat(folder, encoding, template, words, names)
@@ -559,10 +609,11 @@ def asking(problems: list[dict]) -> dict:
 def encode_prompt(encoding: Encoding, problem: dict, bos: int | None = None, chat=None) -> list[int]:
     """The tokens of what is asked, the same in training and evaluation. Special tokens in a problem are just text."""
     form = problem.get("form", "problem")
-    if form == "messages":
-        return chat(problem["messages"][: problem["asked"]])
-    text = PROMPT.format(problem=problem["problem"]) if form == "problem" else problem["problem"]
-    return [bos] * (bos is not None) + encoding.encode_ordinary(text)
+    with naming(problem.get("where", "the question")):
+        if form == "messages":
+            return chat(problem["messages"][: problem["asked"]])
+        text = PROMPT.format(problem=problem["problem"]) if form == "problem" else problem["problem"]
+        return [bos] * (bos is not None) + encoding.encode_ordinary(text)
 
 
 def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None = None) -> tuple[list, list]:
@@ -583,9 +634,10 @@ def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None 
 
 def encode_examples(encoding: Encoding, problem: dict, end: int, bos: int | None = None, chat=None) -> list[tuple]:
     """The examples of a problem: none without a solution, several where a chat is learnt turn by turn."""
-    if problem["form"] != "messages":
+    with naming(problem.get("where", "the example")):
+        if problem["form"] == "messages":
+            return chat.examples(problem["messages"], problem["first"])
         return [encode_example(encoding, problem, end, bos)] if problem["solution"].strip() else []
-    return chat.examples(problem["messages"], problem["first"])
 
 
 def encode_continuation(encoding: Encoding, text: str) -> list[int]:

@@ -81,11 +81,12 @@ def resolve(name: str | Path, flag: str) -> Path:
 
 @contextmanager
 def naming(where, *kinds: type[BaseException]):
-    """Makes an error of these kinds, which a stranger's file has caused, a ValueError that begins with where."""
+    """Makes an error of these kinds, which a stranger's file has caused, a ValueError of one line, where first."""
     try:
         yield
     except kinds or ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(str(where)) else f"{where}: {error}") from None
+        text = " ".join(str(error)[:1000].split())
+        raise ValueError(text if text.startswith(str(where)) else f"{where}: {text}") from None
 
 
 def read_file(path: str | Path) -> bytes:
@@ -349,6 +350,7 @@ def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = 
     write_json(Path(folder, "adapter_config.json"), config)
 
 
+PATIENCE = 4  # seconds for all of an adapter's regular expressions
 compiled = functools.lru_cache(10_000)(regex.compile)  # regex itself keeps 500
 
 
@@ -357,7 +359,7 @@ def match(pattern: str, name: str, end: float):
     with naming(f"the pattern {pattern[:60]!r}", regex.error, TimeoutError):
         if time.monotonic() > end or len(pattern) > 100_000:
             raise TimeoutError("it or all of them take too long: name the layers instead")
-        return compiled(pattern).match(name, timeout=5)
+        return compiled(pattern).match(name, timeout=PATIENCE / 2)
 
 
 def targeted(config: dict, name: str, end: float = math.inf) -> bool:
@@ -397,7 +399,7 @@ def adapter_sizes(config: dict, modules: dict) -> dict[str, tuple[int, float]]:
             raise ValueError(f"{key} = {value!r} is not supported")
     if str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} changed the base: save as plain LoRA")
-    sizes, targets, end = {}, config.get("target_modules"), time.monotonic() + 5
+    sizes, targets, end = {}, config.get("target_modules"), time.monotonic() + PATIENCE
     linear = targets is None or str(targets).lower() == ALL_LINEAR
     for name, module in modules.items():
         if isinstance(module, torch.nn.Linear if linear else torch.nn.Module) and (
@@ -495,7 +497,7 @@ class JSONTokenizer:
         self.adds_blank, self.byte_level = "".join(plain.tokens) != "a", "ByteLevel(" in repr(library.decoder)
         ids, added = library.get_vocab(), library.get_added_tokens_decoder()
         self.texts, self.added = {i: text for text, i in ids.items()}, added.keys()
-        self.special_tokens_set = {token.content for token in added.values() if token.special}
+        self.special_tokens_set = {token.content for token in added.values() if token.special and token.content}
         self.max_token_value, self.eot_token = max(self.texts), ids.get("<|endoftext|>")
         self.encode_single_token = ids.__getitem__  # a KeyError for what is no token
 
@@ -539,8 +541,8 @@ def load_tokenizer(folder: str | Path) -> RankTokenizer | JSONTokenizer:
             raise ValueError(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)") from None
     spec = read_json(folder / "spec.json")
     pattern, special = spec.get("pat_str"), spec.get("special_tokens")
-    if not isinstance(pattern, str) or not isinstance(special, dict):
-        raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
+    if not isinstance(pattern, str) or not isinstance(special, dict) or "" in special:
+        raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object of names")
     ids, missing = [*ranks.values(), *special.values()], {bytes([byte]) for byte in range(256)} - ranks.keys()
     if missing or not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
         raise ValueError(f"{files[0]}: want all 256 single bytes, and for each token a whole number from 0 of its own")

@@ -399,7 +399,10 @@ TURNS = {
 }
 
 
-def renderer() -> None:
+PATIENCE = 5  # seconds for one rendering
+
+
+def renderer(seconds: float) -> None:
     """What the process that renders a template runs: a template on the first line, then what it is shown, as JSON.
 
     A template is a stranger's program. It runs in a sandbox, with what transformers shows to one, in a process of its
@@ -433,9 +436,9 @@ def renderer() -> None:
     sandbox.globals |= dict(raise_exception=raise_exception, strftime_now=datetime(2024, 7, 26).strftime)
     compiled = functools.cache(sandbox.from_string)
     for line in sys.stdin:
-        faulthandler.dump_traceback_later(5, exit=True)  # ends this process from a thread beside Python's
+        faulthandler.dump_traceback_later(seconds, exit=True)  # ends this process from a thread beside Python's
         try:
-            text = compiled(template).render(json.loads(line))
+            text = compiled(template).render(json.loads(line)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             reply = [text, None] if len(text) < 2**22 else [None, f"{len(text):,} characters"]
         except MemoryError:
             return
@@ -480,7 +483,7 @@ class Chat:
     def ask(self, shown: dict) -> list:
         """[text, None] or [None, error] of the process that renders."""
         if self.process is None or self.process.poll() is not None:
-            program = inspect.getsource(renderer) + "renderer()"
+            program = inspect.getsource(renderer) + f"renderer({PATIENCE})"
             self.process = subprocess.Popen([sys.executable, "-c", program, *sys.path], stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             weakref.finalize(self, self.process.communicate)
@@ -492,7 +495,7 @@ class Chat:
         except (OSError, ValueError):  # it is gone
             self.process.kill()
             self.process.wait()
-            return [None, "it takes more than 5 s or 1 GB"]
+            return [None, f"it takes more than {PATIENCE} s or 1 GB"]
 
     def encode(self, text: str) -> list[tuple[int, int, int]]:
         """token_spans of a rendered text: the template's special tokens are tokens, the messages' are text."""
@@ -541,10 +544,10 @@ class Chat:
                 parts = [(text, [span for _, (span,) in parts])]
         examples = []
         for text, spans in parts:
-            ids, begins, ends = zip(*self.encode(text))
+            tokens = self.encode(text)
             labels = [token if any(begin < last and end > first for first, last in spans) else -100
-                      for token, begin, end in zip(ids, begins, ends)]
-            examples += [(list(ids), labels)] * (set(labels) != {-100})
+                      for token, begin, end in tokens]
+            examples += [([token for token, _, _ in tokens], labels)] * any(label != -100 for label in labels)
         return examples
 
 

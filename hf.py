@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from lora_alpha import ALL_LINEAR, GPT, GPTConfig, inject_lora, lora_layers, lora_scaling
 
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}  # names in a compiled model's
+RELIC = "rotary_emb.inv_freq"  # a tensor of old folders, which is computed
 # The files of tokenizer and generation, which a model that is made of another keeps.
 COPIED = re.compile(r".+\.(tiktoken|jinja)|tokenizer\.model|merges\.txt|(spec|tokenizer|tokenizer_config|vocab|"
                     r"special_tokens_map|added_tokens|chat_template|generation_config)\.json")
@@ -158,27 +159,23 @@ def read_tensors(path: str | Path, dtype=None, device="cpu", shapes: dict | None
     with naming(f"{path}: no safetensors file that can be read", SafetensorError, OSError):
         file, keys = safe_open(path, framework="pt"), {}
         for key in sorted(file.keys()):
-            part, name = file.get_slice(key), plain(key)
-            kind, shape, want = part.get_dtype(), tuple(part.get_shape()), (shapes or {}).get(name)
-            if name.endswith("rotary_emb.inv_freq"):  # a harmless relic
-                continue
-            if name in keys:
-                raise ValueError(f"{path}: tensor {key} stands in it twice, with a wrapper's name and without")
-            if shapes is not None and want is None:
-                raise ValueError(f"{path}: tensor {name} is of no layer here")
-            if shapes is not None and (shape != want or kind not in ("F64", "F32", "F16", "BF16")):
-                raise ValueError(f"{path}: tensor {name} holds {kind} of shape {shape}, not floats of {want}")
+            name, kind, shape = plain(key), file.get_slice(key).get_dtype(), tuple(file.get_slice(key).get_shape())
+            if name in keys or shapes is not None and name not in shapes and not name.endswith(RELIC):
+                raise ValueError(f"{path}: tensor {key} is of no layer here, or of one that has it already")
+            if shapes and name in shapes and (shape != shapes[name] or kind not in ("F64", "F32", "F16", "BF16")):
+                raise ValueError(f"{path}: tensor {name} holds {kind} of shape {shape}, not floats of {shapes[name]}")
             keys[name] = key
-        tensors = ((name, safe_open(path, framework="pt").get_tensor(key)) for name, key in keys.items())
+        tensors = ((name, safe_open(path, framework="pt").get_tensor(key)) for name, key in keys.items()
+                   if not name.endswith(RELIC))
         return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors}
 
 
 def check_tensors(where, tensors: dict[str, torch.Tensor], names) -> None:
     """ValueError unless all of the names are there, and all numbers finite."""
-    if missing := [name for name in names if name not in tensors]:
-        raise ValueError(f"{where}: tensor {missing[0]} is missing")
-    for name, tensor in tensors.items():
-        if not all(abs(end.item()) <= torch.finfo(torch.float32).max for end in tensor.aminmax()):  # or NaN
+    for name in [*names, *tensors]:
+        if name not in tensors:
+            raise ValueError(f"{where}: tensor {name} is missing")
+        if not all(abs(end.item()) <= torch.finfo(torch.float32).max for end in tensors[name].aminmax()):  # or NaN
             raise ValueError(f"{where}: tensor {name} holds numbers that are not finite")
 
 
@@ -255,7 +252,7 @@ def read_model_tensors(folder: Path, dtype, device, shapes: dict[str, tuple]) ->
         raise ValueError(f"{index}: needs weight_map, an object from tensors to file names in this folder")
     for file in sorted(set(places.values())):
         shard = read_tensors(folder / file, dtype, device, shapes)
-        named = {plain(name) for name in places if places[name] == file and not name.endswith("rotary_emb.inv_freq")}
+        named = {plain(name) for name in places if places[name] == file and not name.endswith(RELIC)}
         if wrong := sorted(shard.keys() ^ named):
             raise ValueError(f"{folder / file}: tensor {wrong[0]} is not where {index.name} says")
         tensors |= shard
@@ -399,15 +396,13 @@ def adapter_sizes(config: dict, modules: dict) -> dict[str, tuple[int, float]]:
             raise ValueError(f"{key} = {value!r} is not supported")
     if str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} changed the base: save as plain LoRA")
-    sizes, targets, end = {}, config.get("target_modules"), time.monotonic() + PATIENCE
-    linear = targets is None or str(targets).lower() == ALL_LINEAR
-    for name, module in modules.items():
-        if isinstance(module, torch.nn.Linear if linear else torch.nn.Module) and (
-                targets is None or targeted(config, name, end)):
-            if not isinstance(module, torch.nn.Linear):
-                raise ValueError(f"target_modules = {targets!r}: {name} is no linear layer")
-            sizes[name] = layer_size(config, name, end)
-    return sizes
+    targets, end = config.get("target_modules"), time.monotonic() + PATIENCE
+    kinds = torch.nn.Linear if targets is None or str(targets).lower() == ALL_LINEAR else torch.nn.Module
+    names = [name for name, module in modules.items() if isinstance(module, kinds) and (
+        targets is None or targeted(config, name, end))]
+    if others := [name for name in names if not isinstance(modules[name], torch.nn.Linear)]:
+        raise ValueError(f"target_modules = {targets!r}: {others[0]} is no linear layer")
+    return {name: layer_size(config, name, end) for name in names}
 
 
 def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
@@ -444,14 +439,16 @@ BYTES = dict(zip(map(chr, [*PRINTABLE, *range(256, 324)]), [*PRINTABLE, *sorted(
 
 @contextmanager
 def calling(text: str):
-    """Where a Rust library reads a text: a panic, of which it writes to descriptor 2 by itself, is a ValueError."""
+    """While a library in Rust reads a text: ValueError for a panic, of which it writes to descriptor 2 by itself, for
+    a pattern that backtracks for seconds, and for a text without bounds."""
     if len(text) > LONGEST:
         raise ValueError(f"a text of {len(text):,} characters: {LONGEST:,} are the most, divide it")
-    nowhere = os.open(os.devnull, os.O_WRONLY)  # first: it is 2 where that is closed
-    shown = os.dup(2)
+    nowhere, shown, start = os.open(os.devnull, os.O_WRONLY), os.dup(2), time.process_time()
     os.dup2(nowhere, 2)
     try:
         yield
+        if time.process_time() - start > 1 + len(text) / 1e5:
+            raise TimeoutError("its pattern takes seconds")
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -463,13 +460,10 @@ def calling(text: str):
 
 
 def tried(path: Path, encoding):
-    """The encoding. ValueError where its pattern fails on a short text or takes a second for it."""
-    for size in (4, 16, 64, 256):
-        start = time.process_time()
-        with naming(path):
+    """The encoding. ValueError where it cannot read texts that grow."""
+    with naming(path):
+        for size in (4, 16, 64, 256):
             encoding.encode_ordinary(("aaaa 11..\n" * size)[:size])
-        if time.process_time() - start > 1:
-            raise ValueError(f"{path}: its pattern takes seconds for {size} characters")
     return encoding
 
 

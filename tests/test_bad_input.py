@@ -344,7 +344,7 @@ HOSTILE = {
     "nested ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "loops without a call": "{% set r = range(9999)|list %}" + "{% for i in r %}" * 5 + "{% endfor %}" * 5,
     "power": "{{ 9**(9**9) }}", "text": "{{ 'a'*10**10 }}", "list": "{{ [1]*10**10 }}",
-    "center": "{{ 'a'|center(10**9) }}", "format": "{{ '%1000000000d' % 1 }}", "indent": "{{ 'a\n'|indent(10**9) }}",
+    "center": "{{ 'a'|center(10**9) }}", "format": "{{ '%1000000000d' % 1 }}", "indent": "{{ 'a\nb'|indent(10**9) }}",
     "doubling": "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
     "join": "{% set n = namespace(s=['ab']) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s|join }}",
     "replace": "{{ ('a'*10**6)|replace('a', 'a'*10**6) }}", "words": "{{ lipsum(n=10**9) }}",

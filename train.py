@@ -290,13 +290,12 @@ def main(argv=None):
         try:
             finetune(parser, args, run, method, state, argv, final, folder, started)
         except (OSError, MemoryError, RuntimeError) as error:  # a full disk: no mistake of ours, no traceback
-            if isinstance(error, RuntimeError) and not OUTSIDE.search(str(error)):
+            said = str(error).splitlines()[0]
+            if isinstance(error, RuntimeError) and WORLD > 1 and re.search("gloo|NCCL|onnection", said):
+                said = "another one of the processes has ended, or cannot be reached"
+            elif isinstance(error, RuntimeError) and not re.search("memory", said):
                 raise
-            parser.error(f"{str(error).splitlines()[0]}. {how_to_go_on(final, folder)}")
-
-
-# What torch says where memory is short or, with several processes, another one has ended.
-OUTSIDE = re.compile(r"out of memory|not enough memory|can't allocate|gloo|NCCL|[Cc]onnection")
+            parser.error(f"{said}. {how_to_go_on(final, folder)}")
 
 
 def finetune(parser, args, run: Run, method: Method, state, argv, final: Path, folder: Path, started: float) -> None:
@@ -357,10 +356,11 @@ def load(args, base: Path) -> Run:
         device = torch.device(args.device)
         if device.type == "cuda" and WORLD > 1:  # a GPU for each process
             device = torch.device("cuda", LOCAL)
-            torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device that is a package of its own
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL goes by the current one
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     train_problems, val_problems, tests = load_data(args)
     test_problems = draw(tests, args.eval_problems)  # the same for every seed
@@ -542,7 +542,8 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
     def on_signal(number, frame):
         stop.append(number)
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        os.write(2, b"\nfinishing the step and saving it; once more stops at once\n")  # print may be in use already
+        if RANK == 0:
+            os.write(2, b"\nfinishing the step and saving it; once more stops at once\n")  # print may be in use already
 
     def after(rows, optimizer):
         nonlocal saved
@@ -576,7 +577,8 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
         cure += " or --lr-ratio" if args.method == "lora+" else ""
         print()  # ends the line of the progress bar
         if RANK > 0:
-            sys.exit(2)  # the first process says so
+            time.sleep(1)  # the first says so, before torchrun ends it because of this one
+            sys.exit(2)
         parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {folder / 'metrics.csv'}")
     finally:
         for number, handler in handlers.items():
@@ -715,6 +717,7 @@ def together(parser: Parser, step, alone: bool = False):
         return every[0][1] if alone else result
     if first == RANK and not isinstance(mistake, SystemExit):  # which has said why
         parser.error(mistake)
+    time.sleep(first != RANK)  # torchrun ends all once one has ended, and that one is to speak first
     sys.exit(every[first][0])
 
 

@@ -564,12 +564,10 @@ def test_what_others_own_is_ignored_by_git():
 PROBLEM = json.dumps({"problem": "1+1", "solution": "\\boxed{2}", "level": "Level 1", "type": "Algebra"}).encode()
 
 
-def test_an_archive_that_would_grow_without_end_is_refused(tmp_path, run):
+def test_an_archive_that_would_grow_without_end_is_refused(tmp_path, to, run):
     """By what it says of itself, before anything is unpacked; a file that no problem has a name like is not read."""
     files = {"dataset/gpqa_diamond.csv": bytes(101 * 10**6)}
     (tmp_path / "dataset.zip").write_bytes(as_zip(files))
-    to = tmp_path / "to"
-    to.mkdir()
     refused(run(gpqa, "--from", tmp_path / "dataset.zip", "--to", to), to, "101,000,000 bytes")
     for name, fine in (("MATH/test/algebra/1.json", False), ("MATH/notes.bin", True)):
         with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as archive:

@@ -9,14 +9,18 @@ holds here.
 import csv
 import io
 import os
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # torch takes seconds to import: Ctrl-C is no traceback then
 
+import torch  # noqa: E402
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the scripts stand in a folder of their own, the modules above it
 

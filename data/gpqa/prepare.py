@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import os
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -114,4 +115,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

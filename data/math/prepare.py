@@ -122,4 +122,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -36,17 +36,21 @@ if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line 
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ntrain.py: interrupted\n"), os._exit(130)))
 
 import torch
+from torch import distributed
 
 from eval_pass1 import (Parser, Progress, base_sha256, check_paths, pick_base, plain_output, print_table, printable,
                         sha256_of, solve, summarize, weights_of)
 from hf import (COPIED, layer_size, load_adapter, load_model, load_tokenizer, read_json, read_tensors, resolve,
                 save_adapter, save_model, sync, targeted, write_json, write_tensors)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
-                        lora_scaling, merge_lora, train)
+                        lora_scaling, merge_lora, summed, train)
 from problems import (PROMPT, Encoding, asking, begin_token, chat_for, data_file, draw, encode_examples, encode_prompt,
                       end_tokens, load_problems)
 
 HERE = Path(__file__).resolve().parent
+# torchrun starts WORLD processes; each of them trains on its share, and the first, RANK 0, alone prints and writes.
+RANK, WORLD, LOCAL = ((int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+                      if distributed.is_available() and distributed.is_torchelastic_launched() else (0, 1, 0))
 
 
 # ---- The flags -------------------------------------------------------------------------------------------------------
@@ -104,6 +108,8 @@ def make_parser() -> Parser:
     run.add_argument("--dtype", choices=["float32", "bfloat16"],
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--shard", action="store_true",
+                     help="split the frozen weights over the processes: for a base that no GPU holds alone")
     return parser
 
 
@@ -138,6 +144,11 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
         parser.error(f"--lr-ratio belongs to --method lora+, not to {args.method}")
     if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
         parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
+    if args.shard and (WORLD == 1 or args.method in ("full", "pissa") or args.merge or args.compile):
+        parser.error("--shard needs torchrun with several processes, a method that leaves the base as it is, and "
+                     "neither --merge nor --compile")
+    if args.shard and args.batch_size < WORLD:
+        parser.error(f"--batch-size {args.batch_size}: --shard needs {WORLD} or more, an example for each process")
     if args.init is not None:
         take_init(parser, args)
     args.base, args.targets = args.base or str(HERE / "data/base"), args.targets or [ALL_LINEAR] * (args.init is None)
@@ -236,6 +247,7 @@ class Run:
     dtype: torch.dtype  # of the base, or of full fine-tuning's products
     base_parameters: int
     examples: list[tuple]
+    share: tuple[int, int]  # (k, n): this process evaluates every nth from the kth on
     val_batches: list[tuple]
     n_val: int
     problems: list[dict]
@@ -264,21 +276,26 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["merge"]:
         return merge(argv[1:])
-    parser, args = parse_args(argv)
-    with contextlib.ExitStack() as stack:  # the folder's lock
-        try:  # everything that a user's mistake can break happens here, before anything is written
-            base = resolve(args.base, "--base")
-            check_out(args, base.resolve())
-            run = load(args, base)
-            method = adapt(args, run.model)
-            final, folder = claim_folder(args, base.resolve(), stack)
-            state = load_checkpoint(args, run, folder / CHECKPOINT) if args.resume else None
-        except (ValueError, OSError, re.error) as error:
-            parser.error(error)
+    parser = make_parser()
+    with contextlib.ExitStack() as stack:  # the processes' group, the folder's lock
+        stack.callback(join())
+        # Everything that a user's mistake can break happens here, before anything is written.
+        args = together(parser, lambda: parse_args(argv)[1], alone=True)
+        base = together(parser, lambda: resolve(args.base, "--base"), alone=True)
+        together(parser, lambda: check_out(args, base.resolve()), alone=True)
+        run = together(parser, lambda: load(args, base))
+        method = together(parser, lambda: adapt(args, run.model))
+        final, folder = together(parser, lambda: claim_folder(args, base.resolve(), stack), alone=True)
+        state = together(parser, lambda: load_checkpoint(args, run, folder / CHECKPOINT) if args.resume else None)
         try:
             finetune(parser, args, run, method, state, argv, final, folder, started)
-        except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk: no mistake of ours, no traceback
-            parser.error(f"{str(error).splitlines()[0]}. {how_to_go_on(final, folder)}")
+        except (OSError, MemoryError, RuntimeError) as error:  # a full disk: no mistake of ours, no traceback
+            said = str(error).splitlines()[0]
+            if isinstance(error, RuntimeError) and WORLD > 1 and re.search("gloo|NCCL|onnection", said):
+                said = "another one of the processes has ended, or cannot be reached"
+            elif isinstance(error, RuntimeError) and not re.search("memory", said):
+                raise
+            parser.error(f"{said}. {how_to_go_on(final, folder)}")
 
 
 def finetune(parser, args, run: Run, method: Method, state, argv, final: Path, folder: Path, started: float) -> None:
@@ -291,8 +308,13 @@ def finetune(parser, args, run: Run, method: Method, state, argv, final: Path, f
         val_loss = evaluate(run.model, run.val_batches) if run.val_batches else None
         before = answer(run, "before")
     rows = fit(parser, args, run, method, state, dict(val_loss=val_loss, before=before), final, folder)
-    save(args, run, method, folder)
+    if method.start:
+        pissa_to_lora(run.model, method.start)
+    if RANK == 0:
+        save(args, run, folder)
     after = answer(run, "after")
+    if RANK > 0:
+        return
     if args.merge:
         shutil.rmtree(folder / "merged") if (folder / "merged").exists() else None  # of a try that was cut off
         print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', run.base)}")
@@ -332,15 +354,22 @@ def load(args, base: Path) -> Run:
     """The base on its device, and the data as token ids."""
     try:
         device = torch.device(args.device)
+        if device.type == "cuda" and WORLD > 1:  # a GPU for each process
+            device = torch.device("cuda", LOCAL)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device that is a package of its own
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL goes by the current one
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     train_problems, val_problems, tests = load_data(args)
     test_problems = draw(tests, args.eval_problems)  # the same for every seed
     encoding = load_tokenizer(base)
     # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
-    model = load_model(base, torch.float32 if args.method == "full" else dtype, device)
+    model = load_model(base, torch.float32 if args.method == "full" else dtype, "cpu" if args.shard else device)
+    parameters = sum(p.numel() for p in model.parameters())
+    if args.shard:
+        shard(model, device)
     chat = chat_for(train_problems + val_problems + test_problems, base, encoding)
     how = encoding, model.config, chat, args.max_length, args.truncate
     noun = "problems" if train_problems[0]["form"] == "problem" else "examples"
@@ -354,10 +383,10 @@ def load(args, base: Path) -> Run:
     questions = (" ".join(p["problem"].split()) for p in asked + train_problems)
     question = next((q for q in questions if 0 < len(q) < 100 and q[0] != "-" and q == printable(q)), "-")
     val_examples.sort(key=lambda example: len(example[0]))  # little padding
-    val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
-    return Run(base, model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems, len(tests), fitting[: not test_problems], question,
-               asking(train_problems), noun, chat)
+    first, each = share = (0, 1) if args.shard else (RANK, WORLD)  # split weights: all processes take the same steps
+    val_batches = [collate(val_examples[i : i + 50][first::each]) for i in range(0, len(val_examples), 50)]
+    return Run(base, model, encoding, device, dtype, parameters, examples, share, val_batches, len(val_examples),
+               test_problems, len(tests), fitting[: not test_problems], question, asking(train_problems), noun, chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
@@ -475,17 +504,21 @@ def announce(args, run: Run, method: Method) -> None:
         print(f"step 1  moves the weights by rms(ΔW)/lr = {method.first_step:.2f}; full fine-tuning's is 1")
     update = min(args.batch_size * args.grad_accum, len(run.examples))
     print(f"loop    AdamW, {args.steps} steps of {update} {run.noun}, {args.steps * update / len(run.examples):.3g} "
-          f"epochs, peak learning rate {args.lr:g}", flush=True)
+          f"epochs, peak learning rate {args.lr:g}" + f", {WORLD} processes" * (WORLD > 1), flush=True)
 
 
 def answer(run: Run, when: str) -> list[dict]:
     """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
     start, count = time.time(), len(run.problems)
-    progress = Progress(f"pass@1 {when}", count, sys.stdout, quiet=10) if count else None
+    first, each = run.share if count else (0, 1)
+    problems = (run.problems or run.shown)[first::each]
+    progress = Progress(f"pass@1 {when}", len(problems), sys.stdout, quiet=10) if problems and count else None
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
-        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if count else 64,
-                        progress)
+        records = solve(run.model, run.encoding, problems, run.chat, 256 if count else 64, progress)
+    if each > 1:
+        records = sorted(({**record, "id": record["id"] * each + k} for k, part in enumerate(gathered(records))
+                          for record in part), key=lambda record: record["id"])
     if count:
         share = 100 * summarize(records)["pass1"]
         print(f"pass@1 {when}: {count:,} problems, {share:.1f}% in {time.time() - start:.0f} s", flush=True)
@@ -509,29 +542,32 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
     def on_signal(number, frame):
         stop.append(number)
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        os.write(2, b"\nfinishing the step and saving it; once more stops at once\n")  # print may be in use already
+        if RANK == 0:
+            os.write(2, b"\nfinishing the step and saving it; once more stops at once\n")  # print may be in use already
 
     def after(rows, optimizer):
         nonlocal saved
         step, every = len(rows), args.checkpoint_every
-        if stop or (step % every == 0 if every else time.monotonic() - saved >= 600):
+        due = step % every == 0 if every else RANK == 0 and time.monotonic() - saved >= 600
+        stopped, due = summed(torch.tensor([len(stop), due])).tolist()  # all processes do the same
+        if stopped or due:
             save_checkpoint(args, run, folder / CHECKPOINT, rows, optimizer, results)
             saved = time.monotonic()
-        if stop:
+        if stopped:
             print(f"\nstopped after step {step} of {args.steps}. {how_to_go_on(final, folder)}", flush=True)
-            sys.exit(128 + stop[0])
+            sys.exit(128 + (stop or [signal.SIGTERM])[0])
 
-    batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed, start=len(done))
-    if state:
-        torch.set_rng_state(state["random"]["cpu"])
-    if state and run.device.type == "cuda" and "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"], run.device)
+    batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed, len(done), (RANK, WORLD))
+    if RANK > 0:
+        torch.manual_seed(args.seed + RANK)  # its own dropout
+    if state and len(state["random"]) == WORLD:  # else from the seed again: the data's order is the same all the same
+        set_random(state["random"][RANK], run.device)
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         rows = train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
                      weight_decay=args.weight_decay, lr_ratio=method.lr_ratio, val_batches=run.val_batches,
-                     eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, log=log,
-                     metrics=folder / "metrics.csv", done=done, after=after, state=state and state["optimizer"],
+                     eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, log=log, after=after,
+                     done=done, state=state and state["optimizer"], metrics=None if RANK else folder / "metrics.csv",
                      autocast=None if run.dtype == torch.float32 else run.dtype)
         if not math.isfinite(rows[-1]["val_loss"] or 0):  # of weights that are finite, and too large
             raise FloatingPointError(f"validation loss that is not finite after step {args.steps}")
@@ -540,19 +576,20 @@ def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, fi
         cure = f"alpha·lr = {method.alpha * args.lr:g}: lower --lr or alpha" if method.alpha else "lower --lr"
         cure += " or --lr-ratio" if args.method == "lora+" else ""
         print()  # ends the line of the progress bar
+        if RANK > 0:
+            time.sleep(1)  # the first says so, before torchrun ends it because of this one
+            sys.exit(2)
         parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {folder / 'metrics.csv'}")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def save(args, run: Run, method: Method, folder: Path) -> None:
+def save(args, run: Run, folder: Path) -> None:
     """The adapter, or with full fine-tuning the model; each file is renamed into place when it is whole."""
     if args.method == "full":
         save_model(run.model, folder, run.base)
         return
-    if method.start:
-        pissa_to_lora(run.model, method.start)
     name = os.path.abspath(args.base) if Path(args.base).exists() else args.base
     save_adapter(run.model, folder, base=name if os.path.isabs(name) else name.partition("@")[0])  # as PEFT has it
     write_json(folder / "training.json", dict(base=name, base_sha256=base_sha256(run.base), **run.asked))
@@ -580,7 +617,7 @@ def described(args, run: Run, method: Method, results: dict) -> dict:
             "n_train": len(run.examples), "n_val": run.n_val,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "machine": dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
-                            threads=torch.get_num_threads()),
+                            threads=torch.get_num_threads(), processes=WORLD),
             "commit": commit(), "results": results}
 
 
@@ -642,6 +679,59 @@ def short(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+# ---- Several processes, by torchrun ----------------------------------------------------------------------------------
+
+
+def join():
+    """Enters the group of torchrun's processes, where there are several; returns what leaves it."""
+    if WORLD == 1:
+        return lambda: None
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return distributed.destroy_process_group
+
+
+def gathered(value) -> list:
+    """The value of each process, in their order."""
+    values = [value] * WORLD
+    if WORLD > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def together(parser: Parser, step, alone: bool = False):
+    """What step() gives, in every process its own, or with alone in all what it gave in the first one.
+
+    A mistake ends all of them and is told once: by the first process that met it."""
+    result = mistake = None
+    try:
+        if RANK == 0 or not alone:
+            result = step()
+    except (SystemExit, ValueError, OSError, re.error) as error:
+        mistake = error
+    status = None if mistake is None else getattr(mistake, "code", 2)
+    every = gathered((status, result if alone else None))
+    first = next((k for k, (status, _) in enumerate(every) if status is not None), None)
+    if first is None:
+        return every[0][1] if alone else result
+    if first == RANK and not isinstance(mistake, SystemExit):  # which has said why
+        parser.error(mistake)
+    time.sleep(first != RANK)  # torchrun ends all once one has ended, and that one is to speak first
+    sys.exit(every[first][0])
+
+
+def shard(model: GPT, device: torch.device) -> None:
+    """FSDP2: each process keeps its share of every block's weights, and gathers a block's while it computes with it.
+
+    Adapters are injected after it, so they are whole everywhere, and only frozen weights are split."""
+    from torch.distributed.fsdp import fully_shard
+    mesh = distributed.init_device_mesh(device.type, (WORLD,))
+    for block in model.requires_grad_(False).model.layers:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    model.to(device)
+
+
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -656,9 +746,10 @@ def save_checkpoint(args, run: Run, path: Path, rows: list[dict], optimizer, res
         tensors |= {f"optimizer.{i}.{key}": tensor for key, tensor in state.items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise FloatingPointError(f"weights that are not finite after step {len(rows)}")
-    tensors["random.cpu"] = torch.get_rng_state()
-    if run.device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
+    for rank, states in enumerate(gathered(random_states(run.device))):
+        tensors |= {f"random.{rank}.{name}": state for name, state in states.items()}
+    if RANK > 0:
+        return
     flags = vars(args) | {"dtype": str(run.dtype).removeprefix("torch.")}
     text = json.dumps(dict(flags=flags, cwd=os.getcwd(), origin=origin(args, run), rows=rows, **results))
     tensors["state"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
@@ -686,11 +777,21 @@ def load_checkpoint(args, run: Run, path: Path) -> dict:
         kind, _, name = name.partition(".")
         if kind == "model":
             run.model.get_parameter(name).data.copy_(tensor)
-        elif kind == "random":
-            state["random"][name] = tensor
-        else:
-            state["optimizer"].setdefault(int(name.partition(".")[0]), {})[name.partition(".")[2]] = tensor
+        else:  # the number of a parameter, or of a process
+            number, _, name = name.partition(".")
+            state[kind].setdefault(int(number), {})[name] = tensor
     return state
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state()} | cuda
+
+
+def set_random(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def sha256(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -718,7 +819,8 @@ def checkpoint_of(out: Path) -> Path:
 
 
 def how_to_go_on(final: Path, folder: Path) -> str:
-    command = shlex.join(["python", "train.py", "--resume", "--out", short(final)])
+    start = ["torchrun", "--nproc_per_node", str(WORLD)] if WORLD > 1 else ["python"]
+    command = shlex.join([*start, "train.py", "--resume", "--out", short(final)])
     return (f"To go on from the last checkpoint: {command}" if (folder / CHECKPOINT).is_file() else
             f"No checkpoint was written yet; what was saved is in {short(folder)}")
 

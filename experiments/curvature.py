@@ -277,7 +277,7 @@ def picture(rows: list[dict], path: Path) -> None:
     right.set(xscale="log", yscale="log", xlabel="2/λmax", ylabel="largest stable rate",
               title="gradient descent, rank 16")
     fig.tight_layout()
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=150, format="png")
 
 
 if __name__ == "__main__":

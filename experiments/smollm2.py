@@ -335,7 +335,7 @@ def picture(rows: list[dict], path: Path) -> None:
     right.set_yscale("symlog", linthresh=0.1)
     right.set(yticks=[0, 0.1, 1], yticklabels=["0", "0.1", "1"], ylim=(-0.03, 5))
     fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    fig.savefig(path, dpi=130, format="png")
 
 
 if __name__ == "__main__":

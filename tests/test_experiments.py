@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -543,3 +544,38 @@ def test_curves_name_what_they_cannot_draw(text, flags, said, tmp_path, command)
     done = command(curves, *flags, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"curves.py: {said}") and done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "metrics.csv"]
+
+
+@pytest.mark.parametrize("work, lines", [(square, 1), (twice, 2)])
+def test_a_csv_that_was_cut_anywhere_is_made_whole(work, lines, tmp_path):
+    """Cut after any byte, the same sweep ends with every cell's lines once; no number cut short is taken for one."""
+    columns, cells = ["x", "name", "square"], [dict(x=x, name="ä, b") for x in (12, 345, 67)]
+    made = [{**cell, **square(cell)} for cell in cells] if work is square else [
+        {**cell, **values} for cell in cells for values in twice(cell)]
+    grid.append(tmp_path / "whole.csv", made, columns)
+    content, wanted = (tmp_path / "whole.csv").read_bytes(), grid.read_rows(tmp_path / "whole.csv")
+    assert len(wanted) == 3 * lines
+    for cut in range(len(content)):
+        if lines == 2 and content[:cut].endswith(b"\n") and content[:cut].count(b"\n") % 2 == 0:
+            continue  # between the two lines of a cell, which are written together
+        path = tmp_path / "cut.csv"
+        path.write_bytes(content[:cut])
+        assert all(row in wanted for row in grid.read_rows(path))
+        with pytest.MonkeyPatch.context() as patch:  # threads: a new process for each cut takes seconds
+            patch.setattr(grid, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+            rows = grid.sweep(path, cells, work, columns)
+        assert sorted(rows, key=str) == sorted(wanted, key=str), cut
+        assert path.read_bytes().count(b"\n") == 1 + 3 * lines
+
+
+def test_a_full_disk_leaves_the_csv_as_it_was(tmp_path):
+    path = tmp_path / "x.csv"
+    grid.append(path, [dict(x=1)], ["x"])
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            grid.append(path, [dict(x="a longer line"), dict(x="another")], ["x"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before

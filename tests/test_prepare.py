@@ -559,3 +559,24 @@ def test_what_others_own_is_ignored_by_git():
         assert ignored(f"data/{name}") and ignored(f"data/{Path(name).parent}/x.tmp/{Path(name).name}"), name
     for name in ("choice/test.csv", "choice/train.csv", "gpqa/prepare.py", "math/prepare.py", "gsm8k/prepare.py"):
         assert not ignored(f"data/{name}"), name
+
+
+PROBLEM = json.dumps({"problem": "1+1", "solution": "\\boxed{2}", "level": "Level 1", "type": "Algebra"}).encode()
+
+
+def test_an_archive_that_would_grow_without_end_is_refused(tmp_path, to, run):
+    """By what it says of itself, before anything is unpacked; a file that no problem has a name like is not read."""
+    files = {"dataset/gpqa_diamond.csv": bytes(101 * 10**6)}
+    (tmp_path / "dataset.zip").write_bytes(as_zip(files))
+    refused(run(gpqa, "--from", tmp_path / "dataset.zip", "--to", to), to, "101,000,000 bytes")
+    for name, fine in (("MATH/test/algebra/1.json", False), ("MATH/notes.bin", True)):
+        with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as archive:
+            for path, content in ((name, bytes(2_000_000)), ("MATH/test/algebra/2.json", PROBLEM)):
+                entry = tarfile.TarInfo(path)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        found = run(maths, "--from", tmp_path / "it.tar.gz", "--to", to)
+        if fine:
+            assert found[0] == 0, found
+        else:
+            refused(found, to, "2,000,000 bytes are no problem")

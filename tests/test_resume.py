@@ -131,7 +131,7 @@ def test_a_real_sigkill_loses_nothing(toy, run, tmp_path):
 
 @pytest.mark.thorough
 def test_thirty_sigkills_at_random_moments_lose_nothing(toy, run, tmp_path):
-    flags = ["--base", toy.base, "--data", toy.data, "--rank", 2, "--steps", 3000, "--eval-problems", 0,
+    flags = ["--base", toy.base, "--data", toy.data, "--rank", 2, "--steps", 2000, "--eval-problems", 0,
              "--batch-size", 2, "--dropout", 0.1]
     draw, kills, process = random.Random(0), 0, started(toy, tmp_path, *flags, "--out", "o", "--checkpoint-every", 1)
     while kills < 30:

@@ -13,12 +13,16 @@ import itertools
 import math
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+
+if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line then as well
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nprepare.py: interrupted\n"), os._exit(130)))
 
 import tiktoken
 import torch
@@ -385,4 +389,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import os
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -27,6 +28,9 @@ BY_HAND = ("nothing is downloaded, as GPQA is gated: by hand, get gpqa_diamond.c
            "then python data/gpqa/prepare.py --from FILE")
 
 
+LARGEST = 100_000_000  # bytes of a CSV, 20 times the authors' largest
+
+
 def unzip(path: Path, subset: str, password: str | None) -> bytes:
     """gpqa_SUBSET.csv out of the authors' archive, in memory. Python reads its ZipCrypto, no other encryption."""
     wanted = f"gpqa_{subset}.csv"
@@ -38,6 +42,9 @@ def unzip(path: Path, subset: str, password: str | None) -> bytes:
             if archive.getinfo(name).flag_bits & 1 and not password:
                 raise ValueError(f"{path} is encrypted: add --password PASSWORD, as printed in the README of "
                                  "https://github.com/idavidrein/gpqa")
+            if archive.getinfo(name).file_size > LARGEST:  # of which zipfile never reads more than it says
+                raise ValueError(f"{path}: {wanted} unpacks to {archive.getinfo(name).file_size:,} bytes, not the "
+                                 "authors' some millions; get it anew")
             return archive.read(name, pwd=password and password.encode())
     except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}): check --password, or unpack it by hand and give "
@@ -108,4 +115,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

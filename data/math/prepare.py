@@ -33,6 +33,9 @@ BY_HAND = ("nothing is downloaded: get https://huggingface.co/datasets/HuggingFa
            "python data/math/prepare.py --from FILE")
 
 
+PROBLEM = re.compile(r"(?:^|/)((?:train|test)/[^/]+/[^/.][^/]*\.json)$")
+
+
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every file that may be a problem, from a folder or an archive."""
     if path.is_dir():
@@ -43,7 +46,9 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(path) as archive:  # read in memory: no path that an archive names is ever made
             for member in archive:
-                if member.isfile():
+                if member.isfile() and PROBLEM.search(member.name):
+                    if member.size > 1_000_000:  # a problem has some thousand bytes
+                        raise ValueError(f"{path}, {member.name}: {member.size:,} bytes are no problem; {WANT}")
                     yield member.name, archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: a damaged archive ({error}); get it anew, or unpack it, name the folder") from None
@@ -71,7 +76,7 @@ def read(path: Path) -> dict[str, list[dict]]:
     if path.is_dir() or tarfile.is_tarfile(path):
         found = {}
         for name, content in members(path):
-            match = re.search(r"(?:^|/)((?:train|test)/[^/]+/[^/.][^/]*\.json)$", name)
+            match = PROBLEM.search(name)
             if match and match[1] in found:
                 raise ValueError(f"{path}: {match[1]} stands in it twice; {WANT}")
             if match:
@@ -117,4 +122,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

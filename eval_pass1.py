@@ -279,7 +279,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, error: str | Exception):
         if isinstance(error, OSError) and error.filename:
             error = f"{error.filename}: {error.strerror}"
-        self.exit(2, f"{self.prog}: {' '.join(str(error).split())}\n")
+        self.exit(2, f"{self.prog}: {printable(' '.join(str(error).split()))}\n")
 
 
 def check_paths(**paths) -> None:

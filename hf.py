@@ -194,18 +194,17 @@ def load_config(folder: str | Path) -> GPTConfig:
     raw = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0} | {k: value for k, value in raw.items() if value is not None}
     with naming(path):
         need(kind in DEFAULTS, "model_type", raw.get("model_type"), f"one of {', '.join(DEFAULTS)}")
-        for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
-                          "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1}.items():
-            need(raw.get(key, only) == only, key, raw.get(key), only)
         optional = set() if kind == "qwen3" else {"num_key_value_heads", "head_dim"}
         for key, bits in dict(vocab_size=24, hidden_size=20, intermediate_size=20, num_hidden_layers=8, head_dim=20,
                               num_attention_heads=20, num_key_value_heads=20, max_position_embeddings=30).items():
-            size = raw.get(key)
-            fits = type(size) is int and 0 < size <= 2**bits or key not in raw and key in optional
-            need(fits, key, size, f"a whole number from 1 to {2**bits}")
-        tied, types = raw.get("tie_word_embeddings", False), raw.get("layer_types")
+            fits = key in raw and type(raw[key]) is int and 0 < raw[key] <= 2**bits or key in optional - raw.keys()
+            need(fits, key, raw.get(key), f"a whole number from 1 to {2**bits}")
+        for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
+                          "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1,
+                          "layer_types": ["full_attention"] * raw["num_hidden_layers"]}.items():
+            need(raw.get(key, only) == only, key, raw.get(key), only)
+        tied = raw.get("tie_word_embeddings", False)
         need(tied in (False, True), "tie_word_embeddings", tied, "true or false")
-        need(types in (None, ["full_attention"] * raw["num_hidden_layers"]), "layer_types", types, "only full")
         window = raw.get("sliding_window") if kind == "mistral" else None
         need(window is None or type(window) is int and window > 0, "sliding_window", window, "null or 1 and more")
         generation = Path(folder, "generation_config.json")
@@ -230,8 +229,8 @@ def read_rope(raw: dict) -> tuple[float, dict | None]:
     need(one and rope.get("partial_rotary_factor", 1) == 1, which, rope, "one object, for all dimensions and layers")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     need(kind in ("default", "llama3"), which, rope, "the type default or llama3")
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    theta = rope.get("rope_theta", raw["rope_theta"])
+    theta, names = rope.get("rope_theta", raw["rope_theta"]), (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     scaling = {name: rope.get(name) for name in names if kind == "llama3"}
     for key, value in {"rope_theta": theta, "rms_norm_eps": raw["rms_norm_eps"], **scaling}.items():
         need(is_number(value) and value > 0, key, value, "a number above 0")
@@ -294,8 +293,9 @@ def save_model(model: GPT, folder: str | Path, base: str | Path | None = None) -
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
     folder, config = Path(folder), model.config
     folder.mkdir(parents=True, exist_ok=True)
-    left_out = "lm_head.weight" if config.tie_word_embeddings else None
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != left_out}
+    tensors = model.state_dict()
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
     kind = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
     raw = {**vars(config), "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
            "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
@@ -431,8 +431,8 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
 
 # ---- Tokenizers ------------------------------------------------------------------------------------------------------
 
-# Byte-level BPE (GPT-2) spells printable bytes as themselves, and the others as the characters from 256 on.
 LONGEST = 2**22  # characters of one text: its tokens take a hundred times the memory of it
+# Byte-level BPE (GPT-2) spells printable bytes as themselves, and the others as the characters from 256 on.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = dict(zip(map(chr, [*PRINTABLE, *range(256, 324)]), [*PRINTABLE, *sorted({*range(256)} - {*PRINTABLE})]))
 
@@ -457,14 +457,6 @@ def calling(text: str):
         os.dup2(shown, 2)
         os.close(shown)
         os.close(nowhere)
-
-
-def tried(path: Path, encoding):
-    """The encoding. ValueError where it cannot read texts that grow."""
-    with naming(path):
-        for size in (4, 16, 64, 256):
-            encoding.encode_ordinary(("aaaa 11..\n" * size)[:size])
-    return encoding
 
 
 class RankTokenizer(tiktoken.Encoding):
@@ -519,30 +511,35 @@ class JSONTokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> RankTokenizer | JSONTokenizer:
-    """A folder's tokenizer: a rank file (a line a token, base64 and rank) with spec.json, else tokenizer.json."""
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file() and not (folder / "spec.json").is_file():
-        return tried(folder / "tokenizer.json", JSONTokenizer(folder / "tokenizer.json"))
+    """A folder's tokenizer: a rank file with spec.json, else tokenizer.json. It has read texts that grow."""
+    path, spec = Path(folder, "tokenizer.json"), Path(folder, "spec.json")
+    ranked = spec.is_file() or not path.is_file()
+    encoding = read_ranks(Path(folder), spec) if ranked else JSONTokenizer(path)
+    with naming(spec if ranked else path):
+        for size in (4, 16, 64, 256):
+            encoding.encode_ordinary(("aaaa 11..\n" * size)[:size])
+    return encoding
+
+
+def read_ranks(folder: Path, spec: Path) -> RankTokenizer:
+    """tiktoken's tokenizer of a rank file, a line a token, base64 and rank, with the pattern in spec.json."""
     files = sorted(folder.glob("*.tiktoken")) or sorted(folder.glob("tokenizer.model"))
     if len(files) != 1:
         raise ValueError(f"{folder}: has {len(files)} of *.tiktoken, tokenizer.model and tokenizer.json, not one")
     ranks = {}
     for number, line in enumerate(read_file(files[0]).strip().splitlines(), 1):
-        try:
+        with naming(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)"):
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError:
-            raise ValueError(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)") from None
-    spec = read_json(folder / "spec.json")
-    pattern, special = spec.get("pat_str"), spec.get("special_tokens")
+    raw = read_json(spec)
+    pattern, special = raw.get("pat_str"), raw.get("special_tokens")
     if not isinstance(pattern, str) or not isinstance(special, dict) or "" in special:
-        raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object of names")
+        raise ValueError(f"{spec}: needs pat_str, a string, and special_tokens, an object of names")
     ids, missing = [*ranks.values(), *special.values()], {bytes([byte]) for byte in range(256)} - ranks.keys()
     if missing or not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
         raise ValueError(f"{files[0]}: want all 256 single bytes, and for each token a whole number from 0 of its own")
-    with naming(folder / "spec.json"), calling(pattern):
-        encoding = RankTokenizer(folder.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    return tried(folder / "spec.json", encoding)
+    with naming(spec), calling(pattern):
+        return RankTokenizer(folder.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:

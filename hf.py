@@ -81,11 +81,11 @@ def resolve(name: str | Path, flag: str) -> Path:
 
 
 @contextmanager
-def naming(where, *kinds: type[BaseException]):
+def naming(where, kinds=ValueError):
     """Makes an error of these kinds, which a stranger's file has caused, a ValueError of one line, where first."""
     try:
         yield
-    except kinds or ValueError as error:
+    except kinds as error:
         text = " ".join(str(error)[:1000].split())
         raise ValueError(text if text.startswith(str(where)) else f"{where}: {text}") from None
 
@@ -100,7 +100,7 @@ def read_file(path: str | Path) -> bytes:
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file. ValueError, naming the file, where it holds anything else."""
     text = read_file(path)
-    with naming(f"{path}: no JSON object", ValueError, TypeError, RecursionError):
+    with naming(f"{path}: no JSON object", (ValueError, TypeError, RecursionError)):
         return {**json.loads(text.decode("utf-8-sig"))}  # a TypeError for a list or a number
 
 
@@ -156,7 +156,7 @@ def read_tensors(path: str | Path, dtype=None, device="cpu", shapes: dict | None
         pickles = [file.name for file in Path(path).parent.glob("*.bin")]
         raise ValueError(f"{path}: there is no such file" + "".join(
             f"; {name} is a pickle, which is never loaded: save it as safetensors" for name in sorted(pickles)[:1]))
-    with naming(f"{path}: no safetensors file that can be read", SafetensorError, OSError):
+    with naming(f"{path}: no safetensors file that can be read", (SafetensorError, OSError)):
         file, keys = safe_open(path, framework="pt"), {}
         for key in sorted(file.keys()):
             name, kind, shape = plain(key), file.get_slice(key).get_dtype(), tuple(file.get_slice(key).get_shape())
@@ -353,7 +353,7 @@ compiled = functools.lru_cache(10_000)(regex.compile)  # regex itself keeps 500
 
 def match(pattern: str, name: str, end: float):
     """re.match, by which PEFT goes, of regex, which can stop. ValueError where it takes beyond the time end."""
-    with naming(f"the pattern {pattern[:60]!r}", regex.error, TimeoutError):
+    with naming(f"the pattern {pattern[:60]!r}", (regex.error, TimeoutError)):
         if time.monotonic() > end or len(pattern) > 100_000:
             raise TimeoutError("it or all of them take too long: name the layers instead")
         return compiled(pattern).match(name, timeout=PATIENCE / 2)
@@ -412,7 +412,7 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
     if lora_layers(model):
         raise ValueError("the model already has LoRA adapters: merge_lora them before another is loaded")
     path, half = folder / "adapter_model.safetensors", f"{PREFIX}{{}}.lora_{{}}.weight".format
-    with naming(folder, ValueError, TypeError, AttributeError, OverflowError, RecursionError):  # a value of another type
+    with naming(folder, (ValueError, TypeError, AttributeError, OverflowError, RecursionError)):  # of a value's type
         sizes = adapter_sizes(config, modules)
         tensors = read_tensors(path, shapes={half(name, letter): shape for name, (rank, _) in sizes.items() for
                                              letter, shape in (("A", (rank, modules[name].in_features)),
@@ -516,7 +516,7 @@ def load_tokenizer(folder: str | Path) -> RankTokenizer | JSONTokenizer:
     ranked = spec.is_file() or not path.is_file()
     encoding = read_ranks(Path(folder), spec) if ranked else JSONTokenizer(path)
     with naming(spec if ranked else path):
-        for size in (4, 16, 64, 256):
+        for size in (*range(4, 64, 4), 256):
             encoding.encode_ordinary(("aaaa 11..\n" * size)[:size])
     return encoding
 

@@ -46,7 +46,7 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
         text = path.read_bytes().decode("utf-8-sig")
 
     def parse(where, text):
-        with naming(f"{where}: not JSON", ValueError, RecursionError):
+        with naming(f"{where}: not JSON", (ValueError, RecursionError)):
             return where, json.loads(text)
 
     if path.suffix.lower() == ".csv":
@@ -74,14 +74,14 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
 def load_problems(path: str | Path) -> list[dict]:
     """The rows of a JSONL or CSV file or a JSON array, all of one form, which their fields tell: see data/README.md.
 
-    Each has id (its row, from 0), where (file and line), form (problem, prompt, messages or text), problem (a text to show), solution, working
-    (the solution without its final answer), answer (None where no gold answer is known), kind, level and subject; a
-    choice its question and its options, shuffled; a chat its messages, first (the first that may be learnt) and asked
-    (how many stand before the last answer). ValueError names file and line.
+    Each has id (its row, from 0), where (file and line), form (problem, prompt, messages or text), problem (a text to
+    show), solution, working (the solution without its final answer), answer (None where no gold answer is known), kind,
+    level and subject; a choice its question and its options, shuffled; a chat its messages, first (the first that may
+    be learnt) and asked (how many stand before the last answer). ValueError names file and line.
     """
     problems, rows = [], read_rows(Path(path))
     for number, (where, row) in enumerate(rows):
-        with naming(where, ValueError, RecursionError):
+        with naming(where, (ValueError, RecursionError)):
             row = {name: value for name, value in row.items() if value is not None}
             problem = dict({"form": "problem", "kind": "math", "answer": None}, **read_row(row))
             for name in ("problem", "solution", "answer"):
@@ -92,8 +92,8 @@ def load_problems(path: str | Path) -> list[dict]:
                 raise ValueError(f"fields of the form {problem['form']!r}, but {problems[0]['form']!r} in "
                                  f"{rows[0][0].rpartition(', ')[2]}: a file has one form")
             subjects = (row.get(name) for name in ("High-level domain", "Subdomain", "type", "subject"))
-            problem |= dict(id=number, where=where, level=level_name(row.get("level")), answer=problem["answer"] or None,
-                            subject=str(next(filter(None, subjects), "all")))
+            problem |= dict(id=number, where=where, answer=problem["answer"] or None,
+                            level=level_name(row.get("level")), subject=str(next(filter(None, subjects), "all")))
         problems.append(dict({"working": problem["solution"]}, **problem))
     return problems
 
@@ -438,7 +438,8 @@ def renderer(seconds: float) -> None:
     for line in sys.stdin:
         faulthandler.dump_traceback_later(seconds, exit=True)  # ends this process from a thread beside Python's
         try:
-            text = compiled(template).render(json.loads(line)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            text = compiled(template).render(json.loads(line))
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone surrogate is no text
             reply = [text, None] if len(text) < 2**22 else [None, f"{len(text):,} characters"]
         except MemoryError:
             return

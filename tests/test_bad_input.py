@@ -1,6 +1,7 @@
-"""Strangers' files: read, or refused in one line that names the file, within 10 s: python -m pytest tests/test_bad_input.py
+"""Strangers' files are read, or refused in one line that names the file, within 10 s. Each hostile kind has its test;
+behind them a fuzzer spoils a few bytes or values of whole folders at a time.
 
-Each hostile kind has its test; behind them a fuzzer spoils a few bytes or values of whole folders at a time."""
+python -m pytest tests/test_bad_input.py"""
 
 import gc
 import hashlib
@@ -27,7 +28,7 @@ import eval_pass1
 import hf
 import problems
 import train
-from hf import copy_tokenizer, load_adapter, load_model, load_tokenizer, read_tensors, save_adapter, save_model, targeted
+from hf import copy_tokenizer, load_adapter, load_model, load_tokenizer, save_adapter, save_model, targeted
 from lora_alpha import inject_lora, lora_layers, merge_lora
 from problems import encode_examples, encode_prompt, load_chat, load_problems
 from tests.conformance import run as conformance
@@ -37,7 +38,8 @@ CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content 
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 TALK = [dict(role="user", content="1 + 1?"), dict(role="assistant", content="2.")]
 ROWS = {
-    "math.jsonl": [dict(problem=f"{n} + 1?", solution=f"so \\boxed{{{n + 1}}}", level="Level 1", type="a") for n in range(4)],
+    "math.jsonl": [dict(problem=f"{n} + 1?", solution=f"so \\boxed{{{n + 1}}}", level="Level 1", type="a")
+                   for n in range(4)],
     "gsm8k.jsonl": [dict(question=f"{n} + 1?", answer=f"<<{n}+1={n + 1}>> #### {n + 1}") for n in range(4)],
     "prompts.jsonl": [dict(prompt=f"{n} + 1 =", completion=f" {n + 1}", answer=n + 1) for n in range(4)],
     "talks.jsonl": [dict(messages=[dict(role="system", content="Be brief."), *TALK]) for n in range(4)],
@@ -49,7 +51,7 @@ GPQA = ("Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect
 
 @pytest.fixture(scope="session")
 def whole(toy, tmp_path_factory):
-    """A folder with base/, adapter/, and data files of each form: all of it is read. tokens/ and pieces/: tokenizers."""
+    """A folder with base/, adapter/, data files of each form, and tokenizers in tokens/ and pieces/: all is read."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(toy.base, folder / "base")
     config = dict(bos_token=None, eos_token=dict(content="<|endoftext|>"), chat_template=CHATML)
@@ -124,8 +126,9 @@ def copy(whole, tmp_path, monkeypatch):
 # ---- What is no file -------------------------------------------------------------------------------------------------
 
 FILES = ["base/config.json", "base/generation_config.json", "base/model.safetensors", "base/spec.json",
-         "base/base.tiktoken", "base/tokenizer_config.json", "base/special_tokens_map.json", "adapter/adapter_config.json",
-         "adapter/adapter_model.safetensors", "tokens/tokenizer.json", "math.jsonl", "array.json", "gpqa.csv"]
+         "base/base.tiktoken", "base/tokenizer_config.json", "base/special_tokens_map.json",
+         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "tokens/tokenizer.json",
+         "math.jsonl", "array.json", "gpqa.csv"]
 
 
 def no_file(path, kind):
@@ -240,7 +243,8 @@ ENDLESS = r"(?:.|..|...)+[A-Z]"
                                  "alpha_pattern"])
 def test_a_pattern_of_an_adapter_is_stopped_or_refused(key, pattern, copy):
     """A regular expression that backtracks without end, one that is none and one of a million characters."""
-    value = {pattern: 2} if key in ("rank_pattern", "alpha_pattern") else [pattern] if key == "layers_pattern" else pattern
+    value = {pattern: 2} if key.endswith("k_pattern") or key.startswith("alpha") else pattern
+    value = [pattern] if key == "layers_pattern" else value
     more = dict(layers_to_transform=[0, 1]) if key == "layers_pattern" else {}
     change(copy / "adapter/adapter_config.json", **{key: value}, **more)
     refused_or_read(lambda: read(copy, "adapter"), copy)
@@ -308,7 +312,8 @@ def test_a_tokenizers_pattern_is_refused_or_harmless(kind, pattern, copy, capfd)
 
 
 @pytest.mark.parametrize("kind", ["base", "tokens"])
-@pytest.mark.parametrize("text", [" " * 10**6, "\n" * 10**6 + "x", "a" * 10**6, "\t \n" * 10**5], ids=lambda t: repr(t)[:9])
+@pytest.mark.parametrize("text", [" " * 10**6, "\n" * 10**6 + "x", "a" * 10**6, "\t \n" * 10**5],
+                         ids=lambda text: repr(text)[:9])
 def test_a_long_run_in_a_text_is_read_or_refused_by_its_line(kind, text, copy, capfd):
     (copy / "texts.jsonl").write_text(json.dumps(dict(text="short")) + "\n" + json.dumps(dict(text=text)) + "\n")
     try:
@@ -346,7 +351,8 @@ HOSTILE = {
     "power": "{{ 9**(9**9) }}", "text": "{{ 'a'*10**10 }}", "list": "{{ [1]*10**10 }}",
     "center": "{{ 'a'|center(10**9) }}", "format": "{{ '%1000000000d' % 1 }}", "indent": "{{ 'a\nb'|indent(10**9) }}",
     "doubling": "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-    "join": "{% set n = namespace(s=['ab']) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s|join }}",
+    "join": "{% set n = namespace(s=['ab']) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}"
+            "{{ n.s|join }}",
     "replace": "{{ ('a'*10**6)|replace('a', 'a'*10**6) }}", "words": "{{ lipsum(n=10**9) }}",
     "json": "{{ messages|tojson(indent=10**9) }}", "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "filters": "{% for i in range(99999) %}{{ range(99999)|map('string')|sort|join|length }}{% endfor %}",
@@ -372,13 +378,13 @@ def test_a_template_that_was_stopped_does_not_stop_the_next_rendering(copy):
     """What one conversation makes endless, another does not; and the process of a template ends with its chat."""
     change(copy / "base/tokenizer_config.json", chat_template="{{ messages[0].content }}{% if 'no end' in "
            "messages[0].content %}{{ 9**(9**(messages|length + 8)) }}{% endif %}")
-    chat = load_chat(copy / "base", load_tokenizer(copy / "base"))
-    good = chat([dict(role="user", content="an end")])
-    refused(lambda: chat([dict(role="user", content="no end")]), "1 s or 1 GB")
-    assert chat([dict(role="user", content="an end")]) == good
-    process = chat.process
+    chats = [load_chat(copy / "base", load_tokenizer(copy / "base"))]
+    good = chats[0]([dict(role="user", content="an end")])
+    refused(lambda: chats[0]([dict(role="user", content="no end")]), "1 s or 1 GB")
+    assert chats[0]([dict(role="user", content="an end")]) == good
+    process = chats[0].process
     assert process.poll() is None
-    del chat
+    chats.clear()
     gc.collect()
     assert process.poll() == 0
 
@@ -395,9 +401,10 @@ def test_a_template_of_another_type_is_refused_or_none(template, copy):
 
 @pytest.mark.parametrize("text, words", [
     ('{"problem": "\xff"}\n', ["not UTF-8"]), ('{"problem": "p", "solution": "s"}\n{"pro', ["line 2: ", "JSON"]),
-    ("[" * 10**5, ["JSON"]), ('{"a":' * 10**5, ["line 1: ", "JSON"]), ("{}\n" * 10**5, ["line 1: "]), ("\0", ["line 1: "]),
-    ('{"problem": "p", "solution": ' + "9" * 5000 + "}", ["line 1: ", "JSON"]), ("", ["no problem"]), ("[]", ["no problem"]),
-    ('{"problem": "p", "solution": ' + "[" * 900 + "]" * 900 + "}", ["line 1: "]), ("3\n", ["line 1: "]),
+    ("[" * 10**5, ["JSON"]), ('{"a":' * 10**5, ["line 1: ", "JSON"]), ("{}\n" * 10**5, ["line 1: "]),
+    ('{"problem": "p", "solution": ' + "9" * 5000 + "}", ["line 1: ", "JSON"]), ("\0", ["line 1: "]),
+    ("", ["no problem"]), ("[]", ["no problem"]), ("3\n", ["line 1: "]),
+    ('{"problem": "p", "solution": ' + "[" * 900 + "]" * 900 + "}", ["line 1: "]),
     ('{"messages": [' + '{"a":' * 800 + "1" + "}" * 800 + "]}", ["line 1: "]),
     ('{"' + "k\\n" * 999 + '": 1}', ["line 1: fields"])], ids=lambda value: repr(value)[:30])
 def test_rows_that_are_none_are_refused_by_their_line(text, words, tmp_path):
@@ -405,7 +412,8 @@ def test_rows_that_are_none_are_refused_by_their_line(text, words, tmp_path):
     refused(lambda: load_problems(tmp_path / "p.jsonl"), tmp_path / "p.jsonl", *words, megabytes=100)
 
 
-@pytest.mark.parametrize("text", ["\ufeff" + json.dumps(ROWS["math.jsonl"][0]), json.dumps(ROWS["math.jsonl"][0]) + "\r\n",
+@pytest.mark.parametrize("text", ["\ufeff" + json.dumps(ROWS["math.jsonl"][0]),
+                                  json.dumps(ROWS["math.jsonl"][0]) + "\r\n",
                                   json.dumps(ROWS["math.jsonl"])[1:-1].replace("}, {", "}\r\n\r\n{"),
                                   '{"problem": "a", "problem": "0 + 1?", "solution": "so \\\\boxed{1}"}'])
 def test_a_mark_of_byte_order_crlf_and_a_key_that_stands_twice_are_read(text, tmp_path):
@@ -420,7 +428,8 @@ def test_a_mark_of_byte_order_crlf_and_a_key_that_stands_twice_are_read(text, tm
     ("p.jsonl", json.dumps(dict(question="?", answer="<" * 10**6 + "#### 1")) + "\n"),
     ("p.jsonl", json.dumps(dict(problem="?", solution="\\boxed{" * 10**5)) + "\n"),
     ("p.jsonl", json.dumps(dict(problem="?", solution="{" * 10**6 + "\\boxed{1}")) + "\n"),
-    ("p.jsonl", json.dumps(dict(text=" \n" * 10**5)) + "\n"), ("p.jsonl", json.dumps(dict(question="?", answer="1," * 10**6)))],
+    ("p.jsonl", json.dumps(dict(text=" \n" * 10**5)) + "\n"),
+    ("p.jsonl", json.dumps(dict(question="?", answer="1," * 10**6)))],
     ids=lambda value: value[:30])
 def test_a_row_that_is_large_is_read_in_time(name, row, copy):
     """Nothing takes the square of its size."""
@@ -438,13 +447,14 @@ def test_a_line_of_100_megabytes_is_refused_by_its_number(kind, form, copy):
     (copy / "p.jsonl").write_text(json.dumps({**ROWS["texts.jsonl" if form == "text" else "talks.jsonl"][0]}) + "\n"
                                   + json.dumps(row) + "\n")
     del letters, row
-    refused(lambda: read(copy, kind, "p.jsonl"), f"{copy / 'p.jsonl'}, line 2: ", "characters", seconds=20)
+    refused(lambda: read(copy, kind, "p.jsonl"), f"{copy / 'p.jsonl'}, line 2: ", seconds=20)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(
-    inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
-FIELDS = ["problem", "solution", "answer", "question", "prompt", "completion", "messages", "text", "level", "type", "role",
-          "content", "Question", "Correct Answer", "Explanation", "conversations", "weight"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+FIELDS = ["problem", "solution", "answer", "question", "prompt", "completion", "messages", "text", "level", "type",
+          "role", "content", "Question", "Correct Answer", "Explanation", "conversations", "weight"]
 
 
 def test_any_row_is_read_or_refused_by_its_line(whole, fuzz, tmp_path):
@@ -471,8 +481,8 @@ def test_any_row_is_read_or_refused_by_its_line(whole, fuzz, tmp_path):
 
 # ---- The fuzzer ------------------------------------------------------------------------------------------------------
 
-NASTY = [None, True, -1, 0, 1.5, 2**31, 2**63, 10**30, -1e308, 1e39, float("nan"), float("inf"), "", "a", "\ud800", "\0",
-         "../" * 9, "/dev/zero", "x" * 10**5, "{{ 1 }}", "(a+)+$", [], {}, [[]], [1, "a", None], {"a": {"b": 1}},
+NASTY = [None, True, -1, 0, 1.5, 2**31, 2**63, 10**30, -1e308, 1e39, float("nan"), float("inf"), "", "a", "\ud800",
+         "\0", "../" * 9, "/dev/zero", "x" * 10**5, "{{ 1 }}", "(a+)+$", [], {}, [[]], [1, "a", None], {"a": {"b": 1}},
          [0] * 10**4, "llama", "LORA", "all-linear", "<|endoftext|>", "<s>"]
 
 
@@ -501,15 +511,16 @@ def spoil_json(rng, text):
         inside[key] = rng.choice(NASTY)
     done = json.dumps(raw)
     if how == "twice":
-        done = done[:-1] + ("," if len(done) > 2 else "") + f'{json.dumps(str(key))}: {json.dumps(rng.choice(NASTY))}}}' \
-            if done[-1] == "}" else done
+        again = f"{json.dumps(str(key))}: {json.dumps(rng.choice(NASTY))}}}"
+        done = done[:-1] + ("," if len(done) > 2 else "") + again if done[-1] == "}" else done
     return done if spot is None else "\n".join([*lines[:spot], done, *lines[spot + 1 :]])
 
 
 def spoil_bytes(rng, raw):
     """Bytes flipped, cut, doubled, put in or out."""
     at, raw = rng.randrange(len(raw) + 1), bytearray(raw)
-    how = rng.choice(["flip", "flip", "flips", "cut", "less", "double", "in", "crlf", "bom", "utf-16", "zeros", "empty"])
+    how = rng.choice(["flip", "flip", "flips", "cut", "less", "double", "in", "crlf", "bom", "utf-16", "zeros",
+                      "empty"])
     if how.startswith("flip") and raw:
         for _ in range(1 if how == "flip" else 20):
             raw[rng.randrange(min(len(raw), rng.choice([100, 10**9])))] ^= 1 << rng.randrange(8)
@@ -520,7 +531,8 @@ def spoil_bytes(rng, raw):
     elif how == "double":
         raw[at:at] = raw[at : at + rng.choice([1, 10, 1000])] * rng.choice([1, 2, 100])
     elif how == "in":
-        raw[at:at] = rng.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"\"", b"{", b"[" * 10**5, b"\n", b"\r", b",", b"\\", b"9" * 5000])
+        raw[at:at] = rng.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"\"", b"{", b"[" * 10**5, b"\n", b"\r", b",",
+                                  b"\\", b"9" * 5000])
     elif how == "crlf":
         raw = raw.replace(b"\n", b"\r\n")
     elif how == "bom":
@@ -574,7 +586,7 @@ def contents(folder):
 
 
 def spoilt(whole, seed, where):
-    """A copy of what belongs together with one file, or two, spoilt by this seed: the folder, the file, and its parts."""
+    """A copy of what belongs together, one file or two of it spoilt by this seed: the folder, the file, the parts."""
     rng, folder = random.Random(seed), where / "f"
     names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.suffix != ".md")
     file = rng.choice(names)
@@ -602,7 +614,8 @@ def fuzzed(whole, seeds, tmp_path, capfd):
             read_ += 1
         except (ValueError, OSError) as error:
             refused_ += 1
-            text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+            named = isinstance(error, OSError) and error.filename  # as the commands print it
+            text = f"{error.filename}: {error.strerror}" if named else str(error)
             assert "\n" not in text and str(case.folder) in text and len(text) < 2000, (seed, case.file, text)
         except BaseException:
             print("seed", seed, case.file)

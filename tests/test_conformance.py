@@ -357,7 +357,7 @@ def test_run_needs_no_torch_and_no_repository(tmp_path):
     done = shell(tmp_path, "--impl", "mine", block=("torch", "safetensors", "regex", "lora_alpha", "hf"))
     assert (done.returncode, done.stderr) == (0, "") and "9 passed, 0 failed, 1 not offered" in done.stdout
     imported = re.findall(r"^\s*(?:import|from) (\w+)", (HERE / "run.py").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(imported) - sys.stdlib_module_names == {"numpy", "regex", "safetensors", "tests"}  # the docstring has tests
+    assert set(imported) - sys.stdlib_module_names == {"numpy", "regex", "safetensors", "tests"}  # tests: the docstring
 
 
 def test_the_exit_status_says_what_happened(tmp_path, capsys, monkeypatch):

@@ -5,6 +5,7 @@ import contextlib
 import io
 import math
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def parser_of(script: Path) -> argparse.ArgumentParser:
         raise Found(self)
 
     path, _, command = str(script).partition(" ")
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Found) as found:
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         patch.setattr(sys, "path", [str(Path(path).parent), *sys.path])
@@ -40,6 +42,7 @@ def parser_of(script: Path) -> argparse.ArgumentParser:
         patch.setattr(sys, "stdout", sys.stdout)  # which scripts wrap
         patch.setattr(sys, "stderr", sys.stderr)
         runpy.run_path(path, run_name="__main__")
+    signal.signal(signal.SIGINT, handler)
     return found.value.args[0]
 
 

@@ -12,7 +12,7 @@ import math
 import os
 from pathlib import Path
 
-import grid  # noqa: F401  (puts the modules above this folder on the path)
+import grid  # puts the modules above this folder on the path
 
 from eval_pass1 import Parser, plain_output
 from hf import is_number, read_json, replacing
@@ -133,4 +133,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    grid.stoppable(main)

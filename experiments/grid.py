@@ -16,12 +16,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # torch takes seconds to import: Ctrl-C is no traceback then
+HERE = Path(__file__).resolve().parent
+if Path(sys.argv[0]).resolve().parent == HERE:  # not in a test. Ctrl-C ends a pool's processes, and these scripts while
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # they import torch for seconds, at once and without words
 
 import torch  # noqa: E402
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
-HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the scripts stand in a folder of their own, the modules above it
 
 from eval_pass1 import Parser, plain_output  # noqa: E402
@@ -58,22 +58,15 @@ def mended(path: Path, names: list[str]) -> list[dict]:
 
 
 def append(path: Path, rows: list[dict], columns: list[str]) -> None:
-    """Adds the lines to the CSV file, all of them or none, with a header where it has none."""
-    text = io.StringIO()
-    size = path.stat().st_size if path.is_file() else 0
+    """Adds the lines to the CSV file, all of them or none, with a header where it has none: by a file in its place."""
+    text = io.StringIO(whole(path))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if not size:
+    if not text.getvalue():
         writer.writeheader()
+    text.seek(0, io.SEEK_END)
     writer.writerows(rows)
-    with open(path, "ab", buffering=0) as file:
-        try:
-            content = text.getvalue().encode()
-            while content:
-                content = content[file.write(content) :]
-            os.fsync(file.fileno())
-        except OSError:  # a full disk
-            file.truncate(size)
-            raise
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
 def number(text: str):
@@ -184,10 +177,12 @@ def command(script) -> None:
 
 
 def stoppable(work):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return work()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the finished runs are kept, and the same command goes on from there")
+        print("\nstopped; the finished runs are kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":  # a module of the other scripts: --help says what it is

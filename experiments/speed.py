@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import lora_alpha
-from eval_pass1 import Parser, plain_output
+from eval_pass1 import Parser, plain_output, within
 from hf import replacing
 from lora_alpha import GPT, GPTConfig, inject_lora
 
@@ -43,12 +43,9 @@ class Peer(nn.Module):
 def main():
     plain_output()
     parser = Parser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each method (default: 12)")
-    parser.add_argument("--steps", type=int, default=5, help="steps a turn, the first untimed (default: 5)")
+    parser.add_argument("--rounds", type=within(1), default=12, help="turns of each method (default: 12)")
+    parser.add_argument("--steps", type=within(2), default=5, help="steps a turn, the first untimed (default: 5)")
     args = parser.parse_args()
-    for name, low in (("rounds", 1), ("steps", 2)):
-        if getattr(args, name) < low:
-            parser.error(f"--{name} {getattr(args, name)}: it must be {low} or more")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,4 +87,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    grid.stoppable(main)

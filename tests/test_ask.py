@@ -277,16 +277,6 @@ def test_a_terminal_shows_validation_loss_and_pass1_as_they_come(toy, command, t
     assert re.search(r"val \d\.\d{4}  pass@1 0\.0%  [\d,]+ tok/s", last)
 
 
-def test_a_closed_pipe_is_no_mistake_of_the_users(monkeypatch, toy):
-    """As in "| head": main passes it on, and does not call it an error in the flags."""
-    def closed(*args):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(eval_pass1, "ask", closed)
-    with pytest.raises(BrokenPipeError):
-        eval_pass1.main(["--base", str(toy.base), "--adapter", "none", "--ask", "1"])
-
-
 def test_the_bar_of_an_evaluation_shows_how_many_are_right_so_far(toy, encoding):
     seen, tests = [], load_tests(toy.data)
     records = solve(load_model(toy.base), encoding, tests * 20, progress=lambda done, text: seen.append((done, text)))

@@ -57,10 +57,10 @@ def fails(toy, command, tmp_path):
 
 
 def samples_of(folder):
-    """samples.jsonl, without the time that each line took, in order of model, problem and sample."""
+    """samples.jsonl, without the time that each line took and its check, in order of model, problem and sample."""
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["seconds"]
+        del line["seconds"], line["check"]
     return sorted(lines, key=lambda line: (line["adapter"], line["id"], line["sample"]))
 
 
@@ -454,7 +454,7 @@ def graded_of(says, **options):
     """The record of one completion, a list of tokens."""
     encoding = load_tokenizer(ROOT / "data/base")
     problem = dict(id=0, problem="p", answer="7", kind="math", level="all", subject="all")
-    ((record,),) = answers(Scripted(encoding, {5: says}), encoding, [problem], [[5]], "\nProblem:", (511,), **options)
+    (record,) = answers(Scripted(encoding, {5: says}), encoding, [problem], [[5]], "\nProblem:", (511,), **options)
     return record
 
 
@@ -554,15 +554,78 @@ def test_another_command_does_not_mix_into_a_stored_run(tmp_path, adapters, eval
     assert "no run" in fails(*flags[:-1], adapter, **others)
 
 
-def test_a_sample_that_two_processes_wrote_counts_once(tmp_path, evaluate, fails):
-    """Lines that stand twice change no table; a line that is no sample is named; verdicts are the grader's of today."""
-    flags = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out", tmp_path / "o"]
-    table, path = table_of(evaluate(*flags)), tmp_path / "o/samples.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines, *lines[:2], lines[3].replace('"correct": false', '"correct": true')]))
-    assert table_of(evaluate(*flags)) == table
-    path.write_text(lines[0] + '{"id": 3}\n')
-    assert "line 2" in fails(*flags)
+def test_a_line_that_is_not_as_it_was_written_is_refused(tmp_path, adapters, evaluate, fails):
+    """Edited anywhere, of another run, twice, or no JSON: its number is named, and nothing in the folder changes."""
+    flags, files = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out"], [tmp_path / "o", tmp_path / "p"]
+    table = table_of(evaluate(*flags, files[0]))
+    evaluate(*flags, files[1], "--seed", 1)
+    path = files[0] / "samples.jsonl"
+    lines, other = path.read_bytes().splitlines(keepends=True), (files[1] / "samples.jsonl").read_bytes().splitlines(True)
+    record = json.loads(lines[1])
+    edits = [{**record, "id": 10**6}, {**record, "correct": True}, {**record, "id": "x"}, {**record, "tokens": math.nan},
+             {**record, "completion": "\\boxed{7}"}, {**record, "adapter": str(adapters[0])}, {"id": 3}, {}, [1], 5, None]
+    edits += [{name: value for name, value in record.items() if name != missing} for missing in record]
+    for line in [*(json.dumps(edit).encode() + b"\n" for edit in edits), b"\n", b"{\n", b"\xff\n", b"[" * 10**5 + b"\n",
+                 other[1], lines[1][:-2] + b"\r\n", lines[1].replace(b'"sample": 0', b'"sample": 00'), lines[0]]:
+        path.write_bytes(lines[0] + line + b"".join(lines[2:]))
+        before = {path: path.read_bytes() for path in files[0].iterdir()}
+        error = fails(*flags, files[0])
+        assert f"{path}, line 2: it " in error and "remove the line" in error
+        assert "twice" in error if line == lines[0] else "not as this run wrote it" in error
+        assert before == {path: path.read_bytes() for path in files[0].iterdir()}
+    path.write_bytes(b"".join(lines[:1] + lines[2:]))  # removed, as the error says
+    assert table_of(evaluate(*flags, files[0])) == table
+
+
+def test_a_second_process_is_refused_while_the_first_is_alive(tmp_path, evaluate, fails):
+    """And the folder is free again when it has ended."""
+    flags = ["--limit", 2, "--max-new-tokens", 2, "--adapter", "none", "--out", tmp_path / "o"]
+    evaluate(*flags)
+    child = subprocess.Popen([sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'a'); "
+                              "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()",
+                              tmp_path / "o/samples.jsonl"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert "belongs to another process, which is alive" in fails(*flags)
+    child.kill()
+    child.communicate()
+    evaluate(*flags)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(tmp_path, toy, evaluate):
+    """The disk takes half of the samples: what was written stands, and the same command ends with the same table."""
+    flags = ["--limit", 12, "--max-new-tokens", 24, "--batch-size", 2, "--adapter", "none", "--out"]
+    whole = table_of(evaluate(*flags, tmp_path / "whole"))
+    size = (tmp_path / "whole/samples.jsonl").stat().st_size
+    program = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+               f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2})); "
+               "import eval_pass1; eval_pass1.main(sys.argv[1:])")
+    done = subprocess.run([sys.executable, "-c", program, "--base", toy.base, *map(str, flags), tmp_path / "o"],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("is kept, and the same command goes on from there")
+    assert "Traceback" not in done.stderr and "File too large" in done.stderr
+    kept = (tmp_path / "o/samples.jsonl").read_bytes()
+    assert len(kept) == size // 2 and not (tmp_path / "o/summary.json").exists()
+    assert table_of(evaluate(*flags, tmp_path / "o")) == whole
+    assert (tmp_path / "o/samples.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+
+
+@pytest.mark.parametrize("out", ["head", "closed", "full"])
+def test_an_evaluation_outlives_its_reader(tmp_path, toy, out):
+    """| head -1, >&- and a device that takes nothing: it goes on to its summary, with status 0 and no traceback."""
+    command = [sys.executable, ROOT / "eval_pass1.py", "--base", toy.base, "--adapter", "none", "--limit", "4",
+               "--max-new-tokens", "4", "--out", "o"]
+    redirect = {"head": "| head -1; exit ${PIPESTATUS[0]}", "closed": ">&-", "full": "> /dev/full"}[out]
+    done = subprocess.run(["bash", "-c", f'"$@" {redirect}', "bash", *command], capture_output=True, cwd=tmp_path,
+                          text=True)
+    assert done.returncode == 0 and "Error" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert json.loads((tmp_path / "o/summary.json").read_text())["models"]["base"]["n"] == 4
+
+
+def test_a_closed_standard_input_asks_nothing(tmp_path, toy):
+    done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", sys.executable, ROOT / "eval_pass1.py", "--base", toy.base,
+                           "--adapter", "none", "--ask", "-"], capture_output=True, cwd=tmp_path, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_adapter_called_base_keeps_its_column(tmp_path, adapters, monkeypatch, evaluate):

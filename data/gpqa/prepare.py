@@ -39,13 +39,15 @@ def unzip(path: Path, subset: str, password: str | None) -> bytes:
             name = next((name for name in archive.namelist() if name.rpartition("/")[2] == wanted), None)
             if name is None:
                 raise ValueError(f"{path}: no {wanted} in it; want the authors' dataset.zip")
-            if archive.getinfo(name).flag_bits & 1 and not password:
+            entry = archive.getinfo(name)
+            if entry.flag_bits & 1 and not password:
                 raise ValueError(f"{path} is encrypted: add --password PASSWORD, as printed in the README of "
                                  "https://github.com/idavidrein/gpqa")
-            if archive.getinfo(name).file_size > LARGEST:  # of which zipfile never reads more than it says
-                raise ValueError(f"{path}: {wanted} unpacks to {archive.getinfo(name).file_size:,} bytes, not the "
-                                 "authors' some millions; get it anew")
-            return archive.read(name, pwd=password and password.encode())
+            if entry.file_size > LARGEST:
+                raise ValueError(f"{path}: {wanted} unpacks to {entry.file_size:,} bytes, not the authors' some "
+                                 "millions; get it anew")
+            with archive.open(entry, pwd=password and password.encode()) as file:
+                return file.read(entry.file_size)  # no more is unpacked, whatever the archive holds; the CRC then fails
     except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}): check --password, or unpack it by hand and give "
                          f"--from {wanted}") from None

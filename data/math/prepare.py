@@ -33,7 +33,9 @@ BY_HAND = ("nothing is downloaded: get https://huggingface.co/datasets/HuggingFa
            "python data/math/prepare.py --from FILE")
 
 
-PROBLEM = re.compile(r"(?:^|/)((?:train|test)/[^/]+/[^/.][^/]*\.json)$")
+NAME = r"[^/\0-\x1f\x7f-\x9f]+"  # no control characters: names are printed
+PROBLEM = re.compile(rf"(?:^|/)((?:train|test)/{NAME}/(?!\.){NAME}\.json)$")
+LARGEST = 1_000_000, 200_000_000  # bytes of a problem, which has some thousand, and of all 12,500 of them
 
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -45,11 +47,14 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
         return
     try:
         with tarfile.open(path) as archive:  # read in memory: no path that an archive names is ever made
+            left = LARGEST[1]
             for member in archive:
-                if member.isfile() and PROBLEM.search(member.name):
-                    if member.size > 1_000_000:  # a problem has some thousand bytes
-                        raise ValueError(f"{path}, {member.name}: {member.size:,} bytes are no problem; {WANT}")
-                    yield member.name, archive.extractfile(member).read()
+                if member.isfile() and (match := PROBLEM.search(member.name)):
+                    left -= member.size
+                    if member.size > LARGEST[0] or left < 0:
+                        what = "bytes are no problem" if left >= 0 else "bytes more are too many for a set of problems"
+                        raise ValueError(f"{path}, {match[1]}: {member.size:,} {what}; {WANT}")
+                    yield match[1], archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: a damaged archive ({error}); get it anew, or unpack it, name the folder") from None
 

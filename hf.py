@@ -1,9 +1,8 @@
-"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers, names on the hub.
+"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, names on the hub.
 
 No pickle is read or written. Every file is written under a temporary name and then renamed, or is as it was before.
 """
 
-import base64
 import functools
 import json
 import math
@@ -14,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import regex
-import tiktoken
-import tokenizers
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -312,6 +309,19 @@ def save_model(model: GPT, folder: str | Path, base: str | Path | None = None) -
     write_json(folder / "config.json", raw)
 
 
+def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
+    """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete.
+
+    ValueError for a link out of the folder, which would take a stranger's choice of file along; the hub's are fine."""
+    source = Path(source).resolve()
+    for path in (path for path in source.iterdir() if COPIED.fullmatch(path.name)):
+        place = Path(os.path.realpath(path))
+        if not any(place.is_relative_to(inside) for inside in (source, source.parent.parent / "blobs")):
+            raise ValueError(f"{path}: a link out of its folder: put the file itself there")
+        with replacing(Path(folder, path.name)) as temporary:
+            temporary.write_bytes(read_file(path))
+
+
 # ---- Adapters, in PEFT's format --------------------------------------------------------------------------------------
 
 PREFIX = "base_model.model."  # PEFT wraps the model twice; its files keep the names of that
@@ -427,129 +437,3 @@ def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
         layer.lora_A, layer.lora_B = (torch.nn.Parameter(tensors[half(name, letter)].to(
             layer.base.weight.device, torch.float32, copy=True)) for letter in "AB")
     return model
-
-
-# ---- Tokenizers ------------------------------------------------------------------------------------------------------
-
-LONGEST = 2**22  # characters of one text: its tokens take a hundred times the memory of it
-# Byte-level BPE (GPT-2) spells printable bytes as themselves, and the others as the characters from 256 on.
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTES = dict(zip(map(chr, [*PRINTABLE, *range(256, 324)]), [*PRINTABLE, *sorted({*range(256)} - {*PRINTABLE})]))
-
-
-@contextmanager
-def calling(text: str):
-    """While a library in Rust reads a text: ValueError for a panic, of which it writes to descriptor 2 by itself."""
-    if len(text) > LONGEST:
-        raise ValueError(f"a text of {len(text):,} characters: {LONGEST:,} are the most, divide it")
-    nowhere, shown = os.open(os.devnull, os.O_WRONLY), os.dup(2)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"the tokenizer cannot read {text[:40]!r} ({str(error).splitlines()[0]})") from None
-    finally:
-        os.dup2(shown, 2)
-        os.close(shown)
-        os.close(nowhere)
-
-
-class RankTokenizer(tiktoken.Encoding):
-    def encode(self, text: str, **special) -> list[int]:
-        with calling(text):
-            return super().encode(text, **special)
-
-    def encode_ordinary(self, text: str) -> list[int]:
-        return self.encode(text, disallowed_special=())
-
-
-class JSONTokenizer:
-    """A tokenizer.json, read by its own library, behind tiktoken.Encoding's calls. Special tokens in a text are text.
-
-    bos: the token that the file puts before every text, or None. adds_blank: whether it puts a blank there."""
-
-    def __init__(self, path: Path):
-        with naming(f"{path}: the tokenizers library cannot use it"), calling("a"):
-            self.library = library = tokenizers.Tokenizer.from_file(str(path))
-            library.no_truncation()
-            library.no_padding()
-            plain, whole = self.encode("a"), library.encode("a")
-            self.bos = whole.ids[0] if whole.ids[0] != plain.ids[0] else None
-        self.adds_blank, self.byte_level = "".join(plain.tokens) != "a", "ByteLevel(" in repr(library.decoder)
-        ids, added = library.get_vocab(), library.get_added_tokens_decoder()
-        self.texts, self.added = {i: text for text, i in ids.items()}, added.keys()
-        self.special_tokens_set = {token.content for token in added.values() if token.special and token.content}
-        self.max_token_value, self.eot_token = max(self.texts), ids.get("<|endoftext|>")
-        self.encode_single_token = ids.__getitem__  # a KeyError for what is no token
-
-    def encode(self, text: str, special: bool = False) -> tokenizers.Encoding:
-        """special: special tokens in the text are tokens."""
-        self.library.encode_special_tokens = not special  # as text
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone surrogate is no text
-        with calling(text):
-            return self.library.encode(text, add_special_tokens=False)
-
-    def encode_ordinary(self, text: str) -> list[int]:
-        return self.encode(text).ids
-
-    def decode(self, tokens: list[int]) -> str:
-        return self.library.decode(tokens, skip_special_tokens=False)
-
-    def decode_single_token_bytes(self, token: int) -> bytes:
-        """The bytes of a token, a blank before its word among them. KeyError for an unknown id."""
-        text = self.texts[token]
-        if self.byte_level and token not in self.added and BYTES.keys() >= set(text):
-            return bytes(BYTES[character] for character in text)
-        if re.fullmatch("<0x[0-9A-F]{2}>", text):  # SentencePiece's bytes
-            return bytes.fromhex(text[3:5])
-        return text.replace("▁", " ").encode()
-
-
-def load_tokenizer(folder: str | Path) -> RankTokenizer | JSONTokenizer:
-    """A folder's tokenizer: a rank file with spec.json, else tokenizer.json. It has read texts that grow."""
-    path, spec = Path(folder, "tokenizer.json"), Path(folder, "spec.json")
-    ranked = spec.is_file() or not path.is_file()
-    encoding = read_ranks(Path(folder), spec) if ranked else JSONTokenizer(path)
-    with naming(spec if ranked else path):
-        for size in (*range(4, 64, 4), 256):
-            start = time.process_time()
-            encoding.encode_ordinary(("aaaa 11..\n" * size)[:size])
-            if time.process_time() - start > 0.5:
-                raise ValueError(f"its pattern takes seconds for {size} characters")
-    return encoding
-
-
-def read_ranks(folder: Path, spec: Path) -> RankTokenizer:
-    """tiktoken's tokenizer of a rank file, a line a token, base64 and rank, with the pattern in spec.json."""
-    files = sorted(folder.glob("*.tiktoken")) or sorted(folder.glob("tokenizer.model"))
-    if len(files) != 1:
-        raise ValueError(f"{folder}: has {len(files)} of *.tiktoken, tokenizer.model and tokenizer.json, not one")
-    ranks = {}
-    for number, line in enumerate(read_file(files[0]).strip().splitlines(), 1):
-        with naming(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)"):
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-    raw = read_json(spec)
-    pattern, special = raw.get("pat_str"), raw.get("special_tokens")
-    if not isinstance(pattern, str) or not isinstance(special, dict) or "" in special:
-        raise ValueError(f"{spec}: needs pat_str, a string, and special_tokens, an object of names")
-    ids, missing = [*ranks.values(), *special.values()], {bytes([byte]) for byte in range(256)} - ranks.keys()
-    if missing or not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"{files[0]}: want all 256 single bytes, and for each token a whole number from 0 of its own")
-    with naming(spec), calling(pattern):
-        return RankTokenizer(folder.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-
-
-def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
-    """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete.
-
-    ValueError for a link out of the folder, which would take a stranger's choice of file along; the hub's are fine."""
-    source = Path(source).resolve()
-    for path in (path for path in source.iterdir() if COPIED.fullmatch(path.name)):
-        place = Path(os.path.realpath(path))
-        if not any(place.is_relative_to(inside) for inside in (source, source.parent.parent / "blobs")):
-            raise ValueError(f"{path}: a link out of its folder: put the file itself there")
-        with replacing(Path(folder, path.name)) as temporary:
-            temporary.write_bytes(read_file(path))

@@ -26,11 +26,12 @@ from test_hub import sentencepiece, train_tokenizer
 
 import eval_pass1
 import hf
-import problems
+import tokens
 import train
-from hf import copy_tokenizer, load_adapter, load_model, load_tokenizer, save_adapter, save_model, targeted
+from hf import copy_tokenizer, load_adapter, load_model, save_adapter, save_model, targeted
 from lora_alpha import inject_lora, lora_layers, merge_lora
-from problems import encode_examples, encode_prompt, load_chat, load_problems
+from problems import encode_examples, encode_prompt, load_problems
+from tokens import load_chat, load_tokenizer
 from tests.conformance import run as conformance
 
 REAL = Path(__file__).parents[2] / "shared/real/tokenizers"
@@ -119,7 +120,7 @@ def change(path, **values):
 def copy(whole, tmp_path, monkeypatch):
     """A copy of the whole folder; and less patience than users have, so that what takes too long takes a second."""
     monkeypatch.setattr(hf, "PATIENCE", 0.5)
-    monkeypatch.setattr(problems, "PATIENCE", 1)
+    monkeypatch.setattr(tokens, "PATIENCE", 1)
     return shutil.copytree(whole, tmp_path / "copy")
 
 

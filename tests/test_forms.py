@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import eval_pass1
 import train
-from hf import load_config, load_tokenizer
-from problems import (Protocol, chat_for, decode, encode_continuation, encode_example, encode_examples, encode_prompt,
-                      load_problems, read_messages, read_row)
+from hf import load_config
+from problems import (Protocol, chat_for, encode_example, encode_examples, encode_prompt, load_problems, read_messages,
+                      read_row)
+from tokens import decode, encode_continuation, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 END = 511  # data/base's

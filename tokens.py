@@ -364,13 +364,13 @@ def load_chat(folder: str | Path, encoding: Encoding) -> Chat | None:
     guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
     template = guess if config is None else config.get("chat_template")
     template = next((path.read_text("utf-8", "replace") for path in paths if path.is_file()), template)
+    if not template:
+        return None
     if isinstance(template, list):  # several, by name
         template = next((entry.get("template") for entry in template if isinstance(entry, dict)
                          and entry.get("name") == "default"), None)
-    if not template:
-        return None
     if not isinstance(template, str):
-        raise ValueError(f"{folder}: its chat_template is no text, nor a list with a text named default")
+        raise ValueError(f"{folder}: its chat template is no text, nor a list with one named default")
     names = (config or {}) | ({} if config and "added_tokens_decoder" in config else named or {})
     names = {name: token.get("content") if isinstance(token, dict) else token for name, token in names.items()
              if name.endswith("_token") and isinstance(token, str | dict)}

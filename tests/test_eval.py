@@ -399,8 +399,8 @@ def test_a_folder_without_a_template_is_told_by_its_special_tokens(tmp_path):
                                       "{{ 1 / 0 }}", "{{ messages[0].content + 1 }}", 5, [dict(name="x")]])
 def test_a_template_that_fails_says_so(tmp_path, template):
     """Broken, or one that refuses the turns: ValueError."""
-    chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
     with pytest.raises(ValueError, match="chat template"):
+        chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
         chat(MESSAGES)
 
 

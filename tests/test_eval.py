@@ -557,14 +557,16 @@ def test_another_command_does_not_mix_into_a_stored_run(tmp_path, adapters, eval
 
 def test_a_line_that_is_not_as_it_was_written_is_refused(tmp_path, adapters, evaluate, fails):
     """Edited anywhere, of another run, twice, or no JSON: its number is named, and nothing in the folder changes."""
-    flags, files = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out"], [tmp_path / "o", tmp_path / "p"]
+    flags = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out"]
+    files = [tmp_path / "o", tmp_path / "p"]
     table = table_of(evaluate(*flags, files[0]))
     evaluate(*flags, files[1], "--seed", 1)
     path = files[0] / "samples.jsonl"
-    lines, other = path.read_bytes().splitlines(keepends=True), (files[1] / "samples.jsonl").read_bytes().splitlines(True)
+    lines, other = ((file / "samples.jsonl").read_bytes().splitlines(keepends=True) for file in files)
     record = json.loads(lines[1])
-    edits = [{**record, "id": 10**6}, {**record, "correct": True}, {**record, "id": "x"}, {**record, "tokens": math.nan},
-             {**record, "completion": "\\boxed{7}"}, {**record, "adapter": str(adapters[0])}, {"id": 3}, {}, [1], 5, None]
+    edits = [{**record, "id": 10**6}, {**record, "correct": True}, {**record, "id": "x"},
+             {**record, "tokens": math.nan}, {**record, "completion": "\\boxed{7}"},
+             {**record, "adapter": str(adapters[0])}, {"id": 3}, {}, [1], 5, None]
     edits += [{name: value for name, value in record.items() if name != missing} for missing in record]
     for line in [*(json.dumps(edit).encode() + b"\n" for edit in edits), b"\n", b"{\n", b"\xff\n", b"[" * 10**5 + b"\n",
                  other[1], lines[1][:-2] + b"\r\n", lines[1].replace(b'"sample": 0', b'"sample": 00'), lines[0]]:

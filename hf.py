@@ -1,4 +1,5 @@
-"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, names on the hub.
+"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, names on the hub (tokenizers
+stand in tokens.py).
 
 No pickle is read or written. Every file is written under a temporary name and then renamed, or is as it was before.
 """
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lora_alpha import ALL_LINEAR, GPT, GPTConfig, inject_lora, lora_layers, lora_scaling
+from tokens import load_tokenizer, naming, read_file, read_json  # noqa: F401  (load_tokenizer: hf's, to those outside)
 
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}  # names in a compiled model's
 RELIC = "rotary_emb.inv_freq"  # a tensor of old folders, which is computed
@@ -75,30 +77,6 @@ def resolve(name: str | Path, flag: str) -> Path:
 
 
 # ---- Model folders ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def naming(where, kinds=ValueError):
-    """Makes an error of these kinds, which a stranger's file has caused, a ValueError of one line, where first."""
-    try:
-        yield
-    except kinds as error:
-        text = " ".join(str(error)[:1000].split())
-        raise ValueError(text if text.startswith(str(where)) else f"{where}: {text}") from None
-
-
-def read_file(path: str | Path) -> bytes:
-    """ValueError for what is no regular file: a pipe would wait for a writer, and a device has no end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path}: no regular file")
-    return Path(path).read_bytes()
-
-
-def read_json(path: str | Path) -> dict:
-    """The object in a JSON file. ValueError, naming the file, where it holds anything else."""
-    text = read_file(path)
-    with naming(f"{path}: no JSON object", (ValueError, TypeError, RecursionError)):
-        return {**json.loads(text.decode("utf-8-sig"))}  # a TypeError for a list or a number
 
 
 def is_number(value) -> bool:

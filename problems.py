@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 from grader import KINDS, last_box
-from hf import naming
-from tokens import Chat, Encoding, encode_continuation, load_chat
+from tokens import (Chat, Encoding, begin_token, decode, encode_continuation, end_tokens, load_chat,  # noqa: F401
+                    naming)  # some of them for those outside
 
 # ---- Problems --------------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,34 @@ from pathlib import Path
 import tiktoken
 import tokenizers
 
-from hf import naming, read_file, read_json
 from lora_alpha import GPTConfig
+
+# ---- A stranger's files ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def naming(where, kinds=ValueError):
+    """Makes an error of these kinds, which a stranger's file has caused, a ValueError of one line, where first."""
+    try:
+        yield
+    except kinds as error:
+        text = " ".join(str(error)[:1000].split())
+        raise ValueError(text if text.startswith(str(where)) else f"{where}: {text}") from None
+
+
+def read_file(path: str | Path) -> bytes:
+    """ValueError for what is no regular file: a pipe would wait for a writer, and a device has no end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: no regular file")
+    return Path(path).read_bytes()
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file. ValueError, naming the file, where it holds anything else."""
+    text = read_file(path)
+    with naming(f"{path}: no JSON object", (ValueError, TypeError, RecursionError)):
+        return {**json.loads(text.decode("utf-8-sig"))}  # a TypeError for a list or a number
+
 
 # ---- Tokenizers ------------------------------------------------------------------------------------------------------
 

@@ -622,6 +622,27 @@ def test_an_evaluation_outlives_its_reader(tmp_path, toy, out):
     assert json.loads((tmp_path / "o/summary.json").read_text())["models"]["base"]["n"] == 4
 
 
+def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path, toy, adapters, evaluate, fails):
+    """Of stored answers, their adapters, levels and files; of what an adapter says of its base and data; of errors."""
+    odd = "\x1b]0;gone\x07\x9b2J\r\x00"
+    rows = [dict(completion=f"\\boxed{{{odd}}}", gold=f"{odd}{i}", adapter=f"{odd}{i}", level=f"{odd}{j}", correct=True,
+                 type=odd, subject=f"{odd}{j}", kind=odd, id=j) for i in range(2) for j in range(2)]
+    said = [evaluate("--regrade", write_rows(tmp_path / "r\x1b[2J.jsonl", *rows))]
+    adapter = tmp_path / "a\x1b[2J"
+    shutil.copytree(adapters[0], adapter)
+    (adapter / "training.json").write_text(json.dumps(dict(base=odd, base_sha256=odd, prompt=None, system=None)))
+    flags = ["--adapter", adapter, "--limit", 2, "--max-new-tokens", 2]
+    said += [evaluate(*flags), evaluate("--ask", f"1{odd} + 1", "--adapter", adapter, "--max-new-tokens", 9)]
+    for path in (adapter, write_rows(tmp_path / "d.jsonl", {odd: odd}), write_rows(tmp_path / "e.jsonl", *[{
+            "problem": "p", "solution": 1, odd: odd}])):
+        said.append(fails("--data", path, *flags))
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": odd, "r": odd, "target_modules": [odd]}))
+    said.append(fails(*flags))
+    for text in said:
+        assert not {"\x1b", "\x07", "\x9b", "\r", "\x00"} & set(text), text
+    assert sum("\\x1b" in text for text in said) >= 5
+
+
 def test_a_closed_standard_input_asks_nothing(tmp_path, toy):
     done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", sys.executable, ROOT / "eval_pass1.py", "--base", toy.base,
                            "--adapter", "none", "--ask", "-"], capture_output=True, cwd=tmp_path, text=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,20 @@ def test_processes_give_the_losses_and_the_table_of_one(n, flags, toy, command, 
     results = [json.loads((tmp_path / name / "run.json").read_text())["results"] for name in ("many", "one")]
     assert results[0]["levels"] == results[1]["levels"]
     assert results[0]["val_loss_after"] == pytest.approx(results[1]["val_loss_after"], rel=1e-4)
+
+
+def test_the_answers_of_the_shares_are_put_in_the_problems_order(monkeypatch):
+    def solve(model, encoding, problems, *_):
+        return [dict(id=i, problem=problem, correct=True) for i, problem in enumerate(problems)]
+    problems = list("abcdefgh")
+    monkeypatch.setattr(script, "solve", solve)
+    monkeypatch.setattr(script, "summarize", lambda records: dict(pass1=1.0))
+    monkeypatch.setattr(script, "gathered", lambda mine: [mine, *(solve(0, 0, problems[k::3]) for k in (1, 2))])
+    weight = torch.zeros(1)
+    model = SimpleNamespace(model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight)))
+    run = SimpleNamespace(problems=problems, share=(0, 3), model=model, dtype=weight.dtype, device=weight.device,
+                          encoding=None, chat=None)
+    assert [(r["id"], r["problem"]) for r in script.answer(run, "after")] == list(enumerate(problems))
 
 
 SHARDED = """

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from fractions import Fraction
@@ -575,6 +576,33 @@ def test_a_line_that_is_not_as_it_was_written_is_refused(tmp_path, adapters, eva
         assert before == {path: path.read_bytes() for path in files[0].iterdir()}
     path.write_bytes(b"".join(lines[:1] + lines[2:]))  # removed, as the error says
     assert table_of(evaluate(*flags, files[0])) == table
+
+
+def test_stored_samples_are_read_as_they_were_written_or_refused(fuzz):
+    """Whatever bytes of the file are changed, and wherever it is cut."""
+    @fuzz(1200)
+    @given(at=st.integers(0, 1500), gone=st.integers(0, 400), new=st.binary(max_size=4) | st.sampled_from([b"\n", b"\r"]))
+    @example(at=1500, gone=1500, new=b"")
+    def check(at, gone, new):
+        records = [dict(id=i, adapter="é\udcff", sample=n, kind="math", level="Level 1", subject="all", prompt="p\u2028",
+                        completion=f"\\boxed{{{i}}}", tokens=3, truncated=False, seconds=0.1,
+                        **eval_pass1.graded(f"\\boxed{{{i}}}", "1", "math")) for i in range(2) for n in range(2)]
+        with tempfile.TemporaryDirectory() as folder:
+            samples = eval_pass1.Samples(Path(folder), dict(seed=0))
+            samples.add(records)
+            samples.file.close()
+            before = samples.path.read_bytes()
+            samples.path.write_bytes(before[:at] + new + before[at + gone :])
+            try:
+                again = eval_pass1.Samples(Path(folder), dict(seed=0))
+            except ValueError as error:
+                assert re.search(r"samples\.jsonl, line \d: it (is not as|stands there)", str(error))
+                return
+            again.file.close()
+            assert all(record in records for record in again.records.values())
+            assert before.count(b"\n", 0, at) <= len(again.records) <= 4
+
+    check()
 
 
 def test_a_second_process_is_refused_while_the_first_is_alive(tmp_path, evaluate, fails):

@@ -469,9 +469,9 @@ def test_the_prediction_is_step_matching():
 
 
 @pytest.mark.parametrize("flags, says", [
-    (["--base", "nowhere"], "nowhere"), (["--data", "nowhere.jsonl"], "nowhere.jsonl"), (["--ranks", "0"], "--ranks: 0"),
-    (["--steps", "3"], "--steps: 3: want int from 4"), (["--lr", "nan"], "--lr: nan: want float"),
-    (["--seed", str(2**32)], "--seed: 4294967296")])
+    (["--base", "nowhere"], "nowhere"), (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--ranks", "0"], "--ranks: 0"), (["--steps", "3"], "--steps: 3: want int from 4"),
+    (["--lr", "nan"], "--lr: nan: want float"), (["--seed", str(2**32)], "--seed: 4294967296")])
 def test_mistakes_are_one_line(flags, says, capsys):
     with pytest.raises(SystemExit) as end:
         calibrate.main(flags)

@@ -366,7 +366,8 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="small",
                         help="small: 4 layers of width 256; gpu: 6 layers of width 1024 (default: small)")
-    parser.add_argument("--steps", type=within(1), help="updates (default: 5000 of 16 rows of 256 tokens; gpu: 2500 of 32)")
+    parser.add_argument("--steps", type=within(1),
+                        help="updates (default: 5000 of 16 rows of 256 tokens; gpu: 2500 of 32)")
     parser.add_argument("--lr", type=within(0, 1e30, float), help="peak learning rate (default: 2e-3; gpu: 1e-3)")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure the base that is there")
     args = parser.parse_args()

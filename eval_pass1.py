@@ -418,10 +418,10 @@ def training_of(adapter: Path) -> dict[str, str | None]:
             for name in ("base", "base_sha256", "prompt", "system")}
 
 
-def pick_base(given: str | None, adapters: dict[str, Path]) -> tuple[str, Path]:
+def pick_base(given: str | None, adapters: dict[str, Path | None]) -> tuple[str, Path]:
     """Name and folder of the base: given, else that of the adapters' training, else data/base. Says what is odd."""
     folder, ours = resolve(given, "--base") if given else None, str(HERE / "data/base")
-    trained = {name: training_of(path) for name, path in adapters.items()}
+    trained = {name: training_of(path) for name, path in adapters.items() if path}
     bases = sorted({training["base"] for training in trained.values()} - {None})
     weights = {training["base_sha256"] for training in trained.values()}
     if not given and len(bases) > 1 and (len(weights) > 1 or None in weights):
@@ -443,9 +443,9 @@ def pick_base(given: str | None, adapters: dict[str, Path]) -> tuple[str, Path]:
     return base, folder
 
 
-def pick_data(adapters: dict[str, Path]) -> Path:
+def pick_data(adapters: dict[str, Path | None]) -> Path:
     """The data folder of the adapters' runs, by run.json, where it has test problems here; else data/equations."""
-    runs, ours = [folder / "run.json" for folder in adapters.values()], HERE / "data/equations"
+    runs, ours = [folder / "run.json" for folder in adapters.values() if folder], HERE / "data/equations"
     named = {str(read_json(run).get("data")) for run in runs if run.is_file()}
     data = Path(named.pop()) if len(named) == 1 else ours
     if not data.is_dir() or data.samefile(ours) or not data_file(data, "test").is_file():
@@ -490,8 +490,7 @@ def adapted(model: GPT, adapters: dict[str, Path | None]) -> Iterator[str]:
 class Samples:
     """samples.jsonl of --out: the lines of a run that was stopped, and a line more for each sample, batch by batch.
 
-    A line ends in a check of itself and of the run's settings: one that was edited, or is of another run, is refused.
-    """
+    A line ends in a check of itself and the run's settings: one that was edited, or is of another run, is refused."""
 
     def __init__(self, out: Path, settings: dict):
         self.path, self.settings, self.records, stored = out / "samples.jsonl", settings, {}, out / "settings.json"
@@ -603,11 +602,10 @@ def main(argv=None):
             return regrade(args)
         check_paths(data=args.data, few_shot_from=args.few_shot_from)
         adapters = pick_adapters(args.adapter)
-        trained = {name: folder for name, folder in adapters.items() if folder}
-        args.base, base = pick_base(args.base, trained)
+        args.base, base = pick_base(args.base, adapters)
         if args.ask is not None:
-            return ask(args, base, {"none": None, **trained})
-        args.data = args.data or pick_data(trained)
+            return ask(args, base, {"none": None, **adapters})
+        args.data = args.data or pick_data(adapters)
         run = Run(args, base, adapters)
         samples = Samples(Path(args.out), run.settings()) if args.out is not None else None
     except (ValueError, OSError) as error:
@@ -648,9 +646,6 @@ def regrade(args) -> None:
     print_table({"base" if name == "none" else name: column for name, column in columns.items()})
     if judged:
         print(f"{judged:,} had a verdict; {len(changed):,} have another now", *changed[:20], sep="\n")
-
-
-# ---- Ask -------------------------------------------------------------------------------------------------------------
 
 
 def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in ROOT.glob("*.py")}
 # Imports point to the right of the arrow alone: train → eval_pass1 → problems → (grader, hf) → lora_alpha.
 FLOORS = {"train": 4, "eval_pass1": 3, "problems": 2, "grader": 1, "hf": 1, "lora_alpha": 0}
-BUDGETS = {"lora_alpha": 583, "hf": 473, "problems": 610, "eval_pass1": 712, "train": 967, "grader": 1050}
+BUDGETS = {"lora_alpha": 583, "hf": 473, "problems": 610, "eval_pass1": 707, "train": 967, "grader": 1050}
 ABOVE = {"experiments", "data", "tests", *(path.stem for path in (ROOT / "experiments").glob("*.py"))} - FILES.keys()
 LONG = {"lora_alpha.train"}  # longer than 60 lines
 

@@ -27,9 +27,9 @@ import train
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
-NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "curves", "finetune", "gpu", "grid", "mlp",
-         "rank_law", "smollm2"]
-(everything, alpha_vs_lr, baselines, calibrate, curvature, curves, finetune, gpu, grid, mlp, rank_law,
+NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "curves", "finetune", "gpu", "grid", "gsm8k",
+         "mlp", "rank_law", "smollm2"]
+(everything, alpha_vs_lr, baselines, calibrate, curvature, curves, finetune, gpu, grid, gsm8k, mlp, rank_law,
  smollm2) = (importlib.import_module(name) for name in NAMES)
 
 
@@ -374,6 +374,57 @@ def test_smollm2_follows_the_best_and_no_seed_changes_what_is_tried():
         assert min(at_shared, key=lambda row: row["val_loss"])["alpha"] == 4096
         assert max(row["alpha"] for row in at_shared) == 16384
     assert smollm2.ridge(grid.pick(rows, rank=16, arm="lora", seed=0))[1e-4] == pytest.approx(1000, rel=0.3)
+
+
+def played_out_gsm8k():
+    """Every cell of the plan in turn, on losses with a ridge at alpha·lr = 0.1 and answers that are right by arm."""
+    rows = []
+    while left := [cell for cell in gsm8k.cells(False, rows) if not grid.pick(rows, **cell)]:
+        for cell in left:
+            product = cell["lr_ratio"] * cell["alpha"] * cell["lr"] if cell["arm"] == "lora" else 700 * cell["lr"]
+            loss = 0.8 - 0.05 * cell["epochs"] + 0.01 * math.log(product / 0.1) ** 2 + 1e-4 * cell["seed"]
+            right = "".join(str(int((7 * i + cell["seed"]) % 100 < 20 + (cell["alpha"] == 1024))) for i in range(1319))
+            rows.append({**cell, "diverged": int(product > 30), "val_loss": loss, "curve": f"5:{loss + 1} 10:{loss}",
+                         "drift_ratio": 0.01, "base_loss": 3.0, "seconds": 60.0, "device": "a GPU", "first_step": 1.0,
+                         "right": "x" + right if cell["test"] else "", "pass1": ""})
+    return rows
+
+
+def test_gsm8k_tunes_every_arm_alike_and_tests_only_what_is_trained_out(tmp_path):
+    """Played out: rates by factors of 2 with the best inside; three seeds of three epochs at each arm's best and at
+    full fine-tuning's; no other run sees the test problems; tables, claims and picture come from these rows."""
+    rows = played_out_gsm8k()
+    shared = gsm8k.best_rate(rows, gsm8k.FULL)
+    for name, arm in gsm8k.ARMS.items():
+        tried = gsm8k.tuning(rows, name)
+        best = gsm8k.best_rate(rows, name)
+        assert all(b / a == pytest.approx(2, rel=1e-4) for a, b in zip(tried, list(tried)[1:]))
+        assert min(tried) < best < max(tried) and 5 <= len(tried) <= 9
+        product = arm["lr_ratio"] * (arm["alpha"] or 700) * best
+        assert 0.1 / 1.5 < product < 0.15
+        whole = grid.pick(rows, **arm, test=gsm8k.TESTS, dtype="bfloat16")
+        assert {(row["lr"], row["seed"]) for row in whole} == {(lr, s) for lr in (best, shared) for s in (0, 1, 2)}
+        assert len(gsm8k.bands(rows, name)) == 3
+    assert {row["epochs"] for row in rows if row["test"]} == {3}
+    assert len(grid.pick(rows, dtype="float32")) == 1
+    text = gsm8k.told(rows)
+    assert "| 20.1 [" in text and "| 21.2 [" in text
+    assert "c = | 16 | 64 | 256 | 1024 |" in text and "With the base in float32" in text
+    assert re.search(r"\| alpha 1024 = 256·√r \| \S+ \| \S+ \(\S+ to \S+\) \| \S+ \[\S+ \S+\] \| \+1\.0 \[", text)
+    claims = dict(gsm8k.findings(rows))
+    assert [*claims.values()] == ["holds", "does not hold here", "holds", "holds", "holds in 1 of 2 cases"]
+    gsm8k.picture(rows, tmp_path / "x.png")
+    assert gsm8k.told([]) == "Not run at full length." and gsm8k.findings([]) == []
+
+
+@given(st.floats(1.5, 3), st.floats(-0.4, 0.4))
+def test_a_band_is_as_wide_as_the_rates_within_two_percent(width, middle):
+    """On a loss that rises by straight lines over log2 of the rate the width is exact; at an edge it ends there."""
+    losses = {2.0**k: 1 + 0.02 * abs(k - middle) / width for k in range(-6, 7)}
+    low = min(losses.values())
+    assert gsm8k.band(losses) == pytest.approx(2 * width * (1.02 * low - 1) / 0.02, abs=1e-6)
+    assert gsm8k.band({1.0: 1.0, 2.0: 1.001, 4.0: 1.002}) == 2
+    assert gsm8k.band({1.0: 1.0, 2.0: math.inf}) == 0
 
 
 def test_a_gpu_repeats_rank_16_for_more_steps(monkeypatch):

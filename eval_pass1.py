@@ -226,11 +226,11 @@ def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: boo
         line(f"pass@{k}, %", "", [f"{100 * s['pass_at_k'][k]:.1f}" for s in summaries])
     if any(record["kind"] == "choice" for record in next(iter(columns.values()))):
         line("chance, %", "", ["25.0"] * len(columns))
-    line("mean tokens", "", [f"{s['mean_tokens']:.1f}" for s in summaries])
-    for name in ("no_answer", "truncated", "too_long"):
-        if name != "too_long" or any(s[name] for s in summaries):
-            line(f"{name.replace('_', ' ')}, %", "", [f"{100 * s[name]:.1f}" for s in summaries])
-    line("problems/s", "", [f"{s['problems_per_s'] or 0:.1f}" for s in summaries])
+    for name, key, factor in (("mean tokens", "mean_tokens", 1), ("no answer, %", "no_answer", 100),
+                              ("truncated, %", "truncated", 100), ("too long, %", "too_long", 100),
+                              ("problems/s", "problems_per_s", 1)):
+        if key != "too_long" or any(s[key] for s in summaries):
+            line(name, "", [f"{factor * (s[key] or 0):.1f}" for s in summaries])
     (name, *others), (counts, *theirs) = columns, [[sum(s) for s in by_problem(r)] for r in columns.values()]
     for other, its in zip(others, theirs):
         mean, low, high, p = paired_difference(counts, its, first["samples"])
@@ -269,13 +269,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def within(low: float, high: float = 10**9, kind: type = int):
-    """The type of a flag that takes an int, or another kind of number, from low to high."""
+    """The type of a flag that takes an int, or a float, from low to high."""
     def read(text: str):
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:  # NaN is not
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text[:40]}: want {'a whole' * (kind is int) or 'a'} number from {low:g} to "
-                                         f"{high:g}")
+        raise argparse.ArgumentTypeError(f"{text[:40]}: want {kind.__name__} from {low:g} to {high:g}")
     return read
 
 
@@ -414,18 +413,18 @@ def weights_of(folder: str | Path) -> dict[str, str]:
 
 def training_of(adapter: Path) -> dict[str, str | None]:
     """base, base_sha256, prompt and system of an adapter's training.json; the base is else adapter_config.json's."""
-    found = {"base": read_json(adapter / "adapter_config.json").get("base_model_name_or_path")}
-    found |= read_json(adapter / "training.json") if (adapter / "training.json").is_file() else {}
+    path, found = adapter / "training.json", read_json(adapter / "adapter_config.json")
+    found = {"base": found.get("base_model_name_or_path")} | (read_json(path) if path.is_file() else {})
     return {name: found[name] if isinstance(found.get(name), str) else None
             for name in ("base", "base_sha256", "prompt", "system")}
 
 
-def pick_base(given: str | None, adapters: dict[str, Path]) -> tuple[str, Path]:
+def pick_base(given: str | None, adapters: dict[str, Path | None]) -> tuple[str, Path]:
     """Name and folder of the base: given, else that of the adapters' training, else data/base. Says what is odd."""
     folder, ours = resolve(given, "--base") if given else None, str(HERE / "data/base")
-    trained = {name: training_of(path) for name, path in adapters.items()}
-    bases, weights = ({training[key] for training in trained.values()} for key in ("base", "base_sha256"))
-    bases = sorted(bases - {None})
+    trained = {name: training_of(path) for name, path in adapters.items() if path}
+    bases = sorted({training["base"] for training in trained.values()} - {None})
+    weights = {training["base_sha256"] for training in trained.values()}
     if not given and len(bases) > 1 and (len(weights) > 1 or None in weights):
         raise ValueError(f"the adapters were trained on different bases, {', '.join(bases)}: give one with --base")
     base = given or (bases or [ours])[0]
@@ -445,9 +444,9 @@ def pick_base(given: str | None, adapters: dict[str, Path]) -> tuple[str, Path]:
     return base, folder
 
 
-def pick_data(adapters: dict[str, Path]) -> Path:
+def pick_data(adapters: dict[str, Path | None]) -> Path:
     """The data folder of the adapters' runs, by run.json, where it has test problems here; else data/equations."""
-    runs, ours = [folder / "run.json" for folder in adapters.values()], HERE / "data/equations"
+    runs, ours = [folder / "run.json" for folder in adapters.values() if folder], HERE / "data/equations"
     named = {str(read_json(run).get("data")) for run in runs if run.is_file()}
     data = Path(named.pop()) if len(named) == 1 else ours
     if not data.is_dir() or data.samefile(ours) or not data_file(data, "test").is_file():
@@ -473,7 +472,8 @@ def load_base(base: Path, adapters: dict[str, Path | None]) -> tuple[Encoding, G
     """The base's tokenizer and model, on which each adapter has been tried."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     encoding, model = load_tokenizer(base), load_model(base, dtype, device)
-    assert [*adapted(model, adapters)] == [*adapters]
+    for _ in adapted(model, adapters):
+        pass
     return encoding, model
 
 
@@ -491,27 +491,24 @@ def adapted(model: GPT, adapters: dict[str, Path | None]) -> Iterator[str]:
 class Samples:
     """samples.jsonl of --out: the lines of a run that was stopped, and a line more for each sample, batch by batch.
 
-    A line ends in a check of itself and of the run's settings: one that was edited, or is of another run, is refused.
-    """
+    A line ends in a check of itself and the run's settings: one that was edited, or is of another run, is refused."""
 
     def __init__(self, out: Path, settings: dict):
+        self.path, self.settings, self.records, stored = out / "samples.jsonl", settings, {}, out / "settings.json"
         out.mkdir(parents=True, exist_ok=True)
-        self.path, self.settings, self.records = out / "samples.jsonl", settings, {}
-        if (out / "settings.json").exists():
-            before = read_json(out / "settings.json")
-            changed = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
-            if changed:
-                raise ValueError(f"--out {out} holds another run ({', '.join(changed)} differ): choose another folder")
-        elif any(path.suffix != ".tmp" and path.name[0] != "." for path in out.iterdir()):
+        if not stored.exists() and any(path.suffix != ".tmp" and path.name[0] != "." for path in out.iterdir()):
             raise ValueError(f"--out {out} holds files that are no run of eval_pass1.py: choose another folder")
         self.file = open(self.path, "ab+", buffering=0)
-        with contextlib.suppress(AttributeError):  # freed by the kernel when the process ends, however it ends
+        with contextlib.suppress(AttributeError):  # the kernel frees it when the process ends, however it ends
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"--out {out} belongs to another process, which is alive: wait for its end, or choose "
                                  "another folder") from None
-        write_json(out / "settings.json", settings)
+        before = read_json(stored) if stored.exists() else settings
+        if changed := [name for name in settings if before.get(name) != settings[name]]:
+            raise ValueError(f"--out {out} holds another run ({', '.join(changed)} differ): choose another folder")
+        write_json(stored, settings)
         *lines, cut = self.path.read_bytes().split(b"\n")
         os.truncate(self.path, self.path.stat().st_size - len(cut))  # the line in which the run was stopped
         for number, line in enumerate(lines, 1):
@@ -566,14 +563,13 @@ class Run:
 
     def settings(self) -> dict:
         """All that a stored sample depends on, to tell whether --out goes on with the same run."""
-        args = self.args
-        problems = [(p["id"], p["answer"], prompt) for p, prompt in zip(self.problems, self.prompts)]
+        flags = {name: getattr(self.args, name) for name in ("prompt", "samples", "temperature", "top_p", "seed")}
+        problems = repr([(p["id"], p["answer"], prompt) for p, prompt in zip(self.problems, self.prompts)])
         return dict(
-            base=weights_of(self.base), problems=hashlib.sha256(repr(problems).encode("utf-8", "replace")).hexdigest(),
-            adapters={name: weights_of(folder) if folder else {} for name, folder in self.adapters.items()},
-            kind=self.kind, prompt=args.prompt, few_shot=len(self.protocol.examples), samples=args.samples,
-            temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_new_tokens=self.max_new_tokens,
-            device="cuda" if torch.cuda.is_available() else "cpu")
+            base=weights_of(self.base), problems=hashlib.sha256(problems.encode("utf-8", "replace")).hexdigest(),
+            adapters={name: weights_of(folder) if folder else {} for name, folder in self.adapters.items()}, **flags,
+            kind=self.kind, few_shot=len(self.protocol.examples), max_new_tokens=self.max_new_tokens,
+            device=self.model.lm_head.weight.device.type)
 
     def announce(self) -> None:
         """The protocol in a line, and what is left out of it."""
@@ -607,11 +603,10 @@ def main(argv=None):
             return regrade(args)
         check_paths(data=args.data, few_shot_from=args.few_shot_from)
         adapters = pick_adapters(args.adapter)
-        trained = {name: folder for name, folder in adapters.items() if folder}
-        args.base, base = pick_base(args.base, trained)
+        args.base, base = pick_base(args.base, adapters)
         if args.ask is not None:
-            return ask(args, base, {"none": None, **trained})
-        args.data = args.data or pick_data(trained)
+            return ask(args, base, {"none": None, **adapters})
+        args.data = args.data or pick_data(adapters)
         run = Run(args, base, adapters)
         samples = Samples(Path(args.out), run.settings()) if args.out is not None else None
     except (ValueError, OSError) as error:
@@ -627,9 +622,6 @@ def main(argv=None):
     except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk: no mistake of ours, no traceback
         kept = f"{samples.path} is kept, and the same command goes on from there" if samples else "nothing was kept"
         parser.error(f"{str(error) or 'no memory is left'}; {kept}")
-    finally:
-        if samples:
-            samples.file.close()
 
 
 def regrade(args) -> None:
@@ -655,9 +647,6 @@ def regrade(args) -> None:
     print_table({"base" if name == "none" else name: column for name, column in columns.items()})
     if judged:
         print(f"{judged:,} had a verdict; {len(changed):,} have another now", *changed[:20], sep="\n")
-
-
-# ---- Ask -------------------------------------------------------------------------------------------------------------
 
 
 def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:

@@ -58,15 +58,22 @@ def mended(path: Path, names: list[str]) -> list[dict]:
 
 
 def append(path: Path, rows: list[dict], columns: list[str]) -> None:
-    """Adds the lines to the CSV file, all of them or none, with a header where it has none: by a file in its place."""
-    text = io.StringIO(whole(path))
+    """Adds the lines to the CSV file, all of them or none, with a header where it has none."""
+    text = io.StringIO()
+    size = path.stat().st_size if path.is_file() else 0
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if not text.getvalue():
+    if not size:
         writer.writeheader()
-    text.seek(0, io.SEEK_END)
     writer.writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+    with open(path, "ab", buffering=0) as file:
+        try:
+            content = text.getvalue().encode()
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:  # a full disk
+            file.truncate(size)
+            raise
 
 
 def number(text: str):

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from fractions import Fraction
@@ -557,27 +558,54 @@ def test_another_command_does_not_mix_into_a_stored_run(tmp_path, adapters, eval
 
 def test_a_line_that_is_not_as_it_was_written_is_refused(tmp_path, adapters, evaluate, fails):
     """Edited anywhere, of another run, twice, or no JSON: its number is named, and nothing in the folder changes."""
-    flags = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out"]
-    files = [tmp_path / "o", tmp_path / "p"]
-    table = table_of(evaluate(*flags, files[0]))
-    evaluate(*flags, files[1], "--seed", 1)
-    path = files[0] / "samples.jsonl"
-    lines, other = ((file / "samples.jsonl").read_bytes().splitlines(keepends=True) for file in files)
+    flags, out = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out"], tmp_path / "o"
+    table = table_of(evaluate(*flags, out))
+    evaluate(*flags, tmp_path / "p", "--seed", 1)
+    path = out / "samples.jsonl"
+    lines, other = (file.read_bytes().splitlines(keepends=True) for file in (path, tmp_path / "p/samples.jsonl"))
     record = json.loads(lines[1])
-    edits = [{**record, "id": 10**6}, {**record, "correct": True}, {**record, "id": "x"},
-             {**record, "tokens": math.nan}, {**record, "completion": "\\boxed{7}"},
-             {**record, "adapter": str(adapters[0])}, {"id": 3}, {}, [1], 5, None]
+    changes = [("id", 10**6), ("id", "x"), ("correct", True), ("tokens", math.nan), ("completion", "\\boxed{7}"),
+               ("adapter", str(adapters[0]))]
+    edits = [*({**record, name: value} for name, value in changes), {"id": 3}, {}, [1], 5, None]
     edits += [{name: value for name, value in record.items() if name != missing} for missing in record]
     for line in [*(json.dumps(edit).encode() + b"\n" for edit in edits), b"\n", b"{\n", b"\xff\n", b"[" * 10**5 + b"\n",
                  other[1], lines[1][:-2] + b"\r\n", lines[1].replace(b'"sample": 0', b'"sample": 00'), lines[0]]:
         path.write_bytes(lines[0] + line + b"".join(lines[2:]))
-        before = {path: path.read_bytes() for path in files[0].iterdir()}
-        error = fails(*flags, files[0])
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        error = fails(*flags, out)
         assert f"{path}, line 2: it " in error and "remove the line" in error
         assert "twice" in error if line == lines[0] else "not as this run wrote it" in error
-        assert before == {path: path.read_bytes() for path in files[0].iterdir()}
+        assert before == {path: path.read_bytes() for path in out.iterdir()}
     path.write_bytes(b"".join(lines[:1] + lines[2:]))  # removed, as the error says
-    assert table_of(evaluate(*flags, files[0])) == table
+    assert table_of(evaluate(*flags, out)) == table
+
+
+def test_stored_samples_are_read_as_they_were_written_or_refused(fuzz):
+    """Whatever bytes of the file are changed, and wherever it is cut."""
+    @fuzz(1200)
+    @given(at=st.integers(0, 1500), gone=st.integers(0, 400),
+           new=st.binary(max_size=4) | st.sampled_from([b"\n", b"\r"]))
+    @example(at=1500, gone=1500, new=b"")
+    def check(at, gone, new):
+        records = [dict(id=i, adapter="é\udcff", sample=n, kind="math", level="Level 1", subject="all", seconds=0.1,
+                        prompt="p\u2028", completion=f"\\boxed{{{i}}}", tokens=3, truncated=False,
+                        **eval_pass1.graded(f"\\boxed{{{i}}}", "1", "math")) for i in range(2) for n in range(2)]
+        with tempfile.TemporaryDirectory() as folder:
+            samples = eval_pass1.Samples(Path(folder), dict(seed=0))
+            samples.add(records)
+            samples.file.close()
+            before = samples.path.read_bytes()
+            samples.path.write_bytes(before[:at] + new + before[at + gone :])
+            try:
+                again = eval_pass1.Samples(Path(folder), dict(seed=0))
+            except ValueError as error:
+                assert re.search(r"samples\.jsonl, line \d: it (is not as|stands there)", str(error))
+                return
+            again.file.close()
+            assert all(record in records for record in again.records.values())
+            assert before.count(b"\n", 0, at) <= len(again.records) <= 4
+
+    check()
 
 
 def test_a_second_process_is_refused_while_the_first_is_alive(tmp_path, evaluate, fails):
@@ -623,6 +651,27 @@ def test_an_evaluation_outlives_its_reader(tmp_path, toy, out):
                           text=True)
     assert done.returncode == 0 and "Error" not in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert json.loads((tmp_path / "o/summary.json").read_text())["models"]["base"]["n"] == 4
+
+
+def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path, toy, adapters, evaluate, fails):
+    """Of stored answers, their adapters, levels and files; of what an adapter says of its base and data; of errors."""
+    odd = "\x1b]0;gone\x07\x9b2J\r\x00"
+    rows = [dict(completion=f"\\boxed{{{odd}}}", gold=f"{odd}{i}", adapter=f"{odd}{i}", level=f"{odd}{j}", correct=True,
+                 type=odd, subject=f"{odd}{j}", kind=odd, id=j) for i in range(2) for j in range(2)]
+    said = [evaluate("--regrade", write_rows(tmp_path / "r\x1b[2J.jsonl", *rows))]
+    adapter = tmp_path / "a\x1b[2J"
+    shutil.copytree(adapters[0], adapter)
+    (adapter / "training.json").write_text(json.dumps(dict(base=odd, base_sha256=odd, prompt=None, system=None)))
+    flags = ["--adapter", adapter, "--limit", 2, "--max-new-tokens", 2]
+    said += [evaluate(*flags), evaluate("--ask", f"1{odd} + 1", "--adapter", adapter, "--max-new-tokens", 9)]
+    for path in (adapter, write_rows(tmp_path / "d.jsonl", {odd: odd}), write_rows(tmp_path / "e.jsonl", *[{
+            "problem": "p", "solution": 1, odd: odd}])):
+        said.append(fails("--data", path, *flags))
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": odd, "r": odd, "target_modules": [odd]}))
+    said.append(fails(*flags))
+    for text in said:
+        assert not {"\x1b", "\x07", "\x9b", "\r", "\x00"} & set(text), text
+    assert sum("\\x1b" in text for text in said) >= 5
 
 
 def test_a_closed_standard_input_asks_nothing(tmp_path, toy):

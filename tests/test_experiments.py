@@ -10,8 +10,10 @@ import re
 import resource
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -519,9 +521,8 @@ def test_the_prediction_is_step_matching():
 
 @pytest.mark.parametrize("flags, says", [
     (["--base", "nowhere"], "nowhere"), (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-    (["--ranks", "0"], "--ranks: 0"),
-    (["--steps", "3"], "--steps: 3: want a whole number from 4"), (["--lr", "nan"], "--lr: nan: want a number"),
-    (["--seed", str(2**32)], "--seed: 4294967296")])
+    (["--ranks", "0"], "--ranks: 0"), (["--steps", "3"], "--steps: 3: want int from 4"),
+    (["--lr", "nan"], "--lr: nan: want float"), (["--seed", str(2**32)], "--seed: 4294967296")])
 def test_mistakes_are_one_line(flags, says, capsys):
     with pytest.raises(SystemExit) as end:
         calibrate.main(flags)
@@ -632,3 +633,46 @@ def test_a_full_disk_leaves_the_csv_as_it_was(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """start(): mlp.py --quick in a copy, as the leader of its processes; and the folder."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("*.csv", "*.png"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+
+    def start():
+        return subprocess.Popen([sys.executable, "experiments/mlp.py", "--quick"], cwd=tmp_path, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return start, tmp_path
+
+
+@pytest.mark.parametrize("line", [0, pytest.param(1, marks=pytest.mark.thorough)])
+def test_ctrl_c_stops_a_sweep_and_its_processes_without_a_traceback(line, copied):
+    """While torch is imported, without words; after the first run, with what to do next."""
+    process = copied[0]()
+    time.sleep(0.4) if not line else [process.stdout.readline() for _ in range(line + 1)]
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert err == ("\nstopped; the finished runs are kept, and the same command goes on from there\n" if line else "")
+
+
+@pytest.mark.thorough
+def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_rows(copied):
+    start, folder = copied
+    path, kills = folder / "out/experiments/mlp.csv", 0
+    for line in (1, 2):  # after so many runs of this process
+        process = start()
+        for _ in range(line + 1):
+            process.stdout.readline()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        assert len(grid.read_rows(path)) >= line
+    assert kills == 2 and start().communicate(timeout=120)[1] == ""
+    killed = grid.read_rows(path)
+    path.unlink()
+    assert start().communicate(timeout=120)[1] == ""
+    assert sorted(map(str, killed)) == sorted(map(str, grid.read_rows(path)))

@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted([*ROOT.glob("experiments/*.py"), *ROOT.glob("data/*/prepare.py")]), ROOT / "train.py merge",
            ROOT / "train.py", ROOT / "eval_pass1.py"]
 READ = {"train.py": train.parse_args, "eval_pass1.py": eval_pass1.parse_args}  # these look at the values together
-ODD = ["nan", "inf", "1e400", "5e-324", "-1", "0", str(2**64), "9" * 5000, "", "\x1b[2J\x07", "a\rb\nc", "é🙂\udcff",
-       "-inf", "1e-46", "-0.0", "1", "2", str(2**32), str(10**20), "1_0", "0x10", "²", "٣", " ", "-", "--", "=", "%s",
-       "{", "%(prog)s", "{problem}", "\\", "auto", "none", "hpu", "cuda:99", "~", ".", "/dev/null", "absent/x",
-       "a@b/c@d", "x" * 5000]  # for all
+FEW = ["nan", "inf", "1e400", "5e-324", "-1", "0", str(2**64), "9" * 5000, "", "\x1b[2J\x07", "a\rb\nc", "é🙂\udcff"]
+ODD = [*FEW, "-inf", "1e-46", "-0.0", "1", "2", str(2**32), str(10**20), "1_0", "0x10", "²", "٣", " ", "-", "--", "=",
+       "%s", "{", "%(prog)s", "{problem}", "\\", "auto", "none", "hpu", "cuda:99", "~", ".", "/dev/null", "absent/x",
+       "a@b/c@d", "x" * 5000]
 
 
 class Found(Exception):
@@ -92,7 +92,7 @@ def test_each_flag_takes_odd_values_or_refuses_them(script, monkeypatch, tmp_pat
     parser = parser_of(script)
     monkeypatch.chdir(tmp_path)
     for action in parser._actions:
-        for value in ODD[:12]:
+        for value in FEW:
             taken_or_refused(script, parser, [*action.option_strings[:1], value])
     assert not [*tmp_path.iterdir()]
 

@@ -15,20 +15,29 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line then as well
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\neval_pass1.py: interrupted\n"), os._exit(130)))
 
 import torch
 
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
-from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
+from hf import load_adapter, load_model, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw,
-                      encode_prompt, end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
+from problems import (PROTOCOLS, Protocol, chat_for, data_file, draw, encode_prompt, help_prompts, level_name,
+                      load_tests, read_rows)
+from tokens import Encoding, begin_token, decode, end_tokens, load_chat, load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 
@@ -91,46 +100,41 @@ def paired_difference(first: list[int], other: list[int], samples: int = 1) -> t
 # ---- The run ---------------------------------------------------------------------------------------------------------
 
 
-def auto_batch_size(model: GPT, tokens: int) -> int:
-    """As many rows of that many tokens as their keys and values fit half of the free GPU memory, or 2 GiB on a CPU."""
-    weight, config = model.model.embed_tokens.weight, model.config
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * weight.element_size()
-    most, room = (256, torch.cuda.mem_get_info()[0] // 2) if weight.device.type == "cuda" else (100, 2**31)
-    return max(1, min(most, room // row))
-
-
 def answers(model: GPT, encoding: Encoding, problems: list[dict], prompts: list[list[int]], cut: str,
             ends: tuple[int, ...], max_new_tokens: int = 256, batch_size: int = 100, samples: int = 1,
-            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
-            done: set = frozenset()) -> Iterator[list[dict]]:
-    """Completes and grades; yields the records of a batch at a time, but for the (id, sample) pairs that are done.
+            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, adapter: str = "none",
+            records: list[dict] = (), keep=None, progress=None) -> list[dict]:
+    """Completes and grades: the records of all samples, those given among them, which are not made again.
 
     A completion ends before an end token, or where it begins a next problem of its own invention: at cut. Batches are
-    the same in a run that goes on after a stop, and random numbers are a sample's own, by seed, problem and number."""
-    context = model.config.max_position_embeddings
+    the same in a run that goes on after a stop, and random numbers are a sample's own, by seed, problem and number.
+    After each batch keep(its records) is called, and progress(how many there are, the share that is right in words)."""
+    records, done = list(records), {(record["id"], record["sample"]) for record in records}
     rows = sorted(((i, n) for i in range(len(problems)) for n in range(samples)), key=lambda row: len(prompts[row[0]]))
-    for start in range(0, len(rows), batch_size):
-        batch = [row for row in rows[start : start + batch_size] if len(prompts[row[0]]) < context]
-        unasked = [row for row in rows[start : start + batch_size] if row not in batch]
-        if all((problems[i]["id"], n) in done for i, n in batch + unasked):
+    for batch in (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)):
+        if all((problems[i]["id"], n) in done for i, n in batch):
             continue
-        began = time.time()
+        began, context, new = time.time(), model.config.max_position_embeddings, []
         seeds = [f"{seed} {problems[i]['id']} {n}".encode() for i, n in batch]
         generators = [torch.Generator().manual_seed(int(hashlib.sha256(s).hexdigest()[:15], 16)) for s in seeds]
-        outputs = model.generate([prompts[i] for i, _ in batch], max_new_tokens, ends, temperature, top_p, generators)
-        seconds = (time.time() - began) / max(1, len(batch))
-        records = []
-        for (i, n), tokens in [*zip(batch, outputs), *((row, None) for row in unasked)]:
-            if (problems[i]["id"], n) in done:
-                continue
-            completion, ended, invented = read_answer(encoding, tokens or [], ends, cut)
-            records.append(dict(
-                id=problems[i]["id"], sample=n, kind=problems[i]["kind"], level=problems[i]["level"],
-                subject=problems[i]["subject"], prompt=decode(encoding, prompts[i]), completion=completion,
-                tokens=len(tokens or []), truncated=tokens is not None and not ended and not invented,
-                seconds=round(seconds, 4) if tokens is not None else 0.0,
-                **graded(completion, problems[i]["answer"], problems[i]["kind"], tokens is not None)))
-        yield records
+        outputs = model.generate([prompts[i][:context] for i, _ in batch], max_new_tokens, ends, temperature, top_p,
+                                 generators)  # nothing for what fills the context
+        seconds = round((time.time() - began) / len(batch), 4)
+        for (i, n), tokens in zip(batch, outputs):
+            problem, asked = problems[i], len(prompts[i]) < context
+            completion, ended, invented = read_answer(encoding, tokens, ends, cut)
+            if (problem["id"], n) not in done:
+                new.append(dict(
+                    id=problem["id"], adapter=adapter, sample=n, kind=problem["kind"], level=problem["level"],
+                    subject=problem["subject"], prompt=decode(encoding, prompts[i]), completion=completion,
+                    tokens=len(tokens), truncated=asked and not ended and not invented, seconds=seconds,
+                    **graded(completion, problem["answer"], problem["kind"], asked)))
+        records += new
+        if keep:
+            keep(new)
+        if progress:
+            progress(len(records), f"{100 * sum(record['correct'] for record in records) / len(records):.1f}% right")
+    return records
 
 
 def read_answer(encoding: Encoding, tokens: list[int], ends: tuple[int, ...], cut: str) -> tuple[str, bool, bool]:
@@ -147,105 +151,91 @@ def graded(completion: str, gold: str, kind: str, asked: bool = True) -> dict:
     try:
         extracted = extract_answer(completion, kind) if asked else None
         correct = matches(extracted, gold, kind)
+        reason = "right" if correct else "wrong" if extracted else "no answer" if asked else "prompt too long"
     except Exception:  # a mistake of the grader's ends no run: the text is kept, to be graded anew
-        return dict(extracted=extracted, gold=gold, correct=False, reason="grader")
-    reason = "right" if correct else "wrong" if extracted else "no answer" if asked else "prompt too long"
+        correct, reason = False, "grader"
     return dict(extracted=extracted, gold=gold, correct=correct, reason=reason)
 
 
 def solve(model: GPT, encoding: Encoding, problems: list[dict], chat=None, max_new_tokens: int = 256,
           progress=None) -> list[dict]:
-    """The graded greedy answer to each problem, in the problems' order, asked as training asks."""
-    bos = begin_token(encoding, model.config)
+    """The graded greedy answer to each problem, in the order of their ids, asked as training asks."""
+    bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, chat is not None)
     prompts = [encode_prompt(encoding, problem, bos, chat) for problem in problems]
     cut = "\nProblem:" if all(problem.get("form", "problem") == "problem" for problem in problems) else ""
-    ends = end_tokens(encoding, model.config, chat is not None)
-    records = []
-    for batch in answers(model, encoding, problems, prompts, cut, ends, max_new_tokens):
-        records += batch
-        if progress:
-            progress(len(records), so_far(records))
+    records = answers(model, encoding, problems, prompts, cut, ends, max_new_tokens, progress=progress)
     return sorted(records, key=lambda record: record["id"])
-
-
-def so_far(records: list[dict]) -> str:
-    """For a progress bar: the share that is right among those that are graded."""
-    return f"{100 * sum(record['correct'] for record in records) / len(records):.1f}% right"
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------------
 
 
-def by_problem(records: list[dict]) -> dict[int, list[bool]]:
-    """{id: [whether each sample is right]}, in the order of the ids."""
+def by_problem(records: list[dict]) -> list[list[bool]]:
+    """Whether each sample is right: a list a problem, in the order of the ids."""
     samples = {}
     for record in sorted(records, key=lambda record: (record["id"], record["sample"])):
         samples.setdefault(record["id"], []).append(record["correct"])
-    return samples
+    return list(samples.values())
 
 
 def pass1(records: list[dict]) -> dict:
     """n problems, their pass@1 with its 95% interval."""
     samples = by_problem(records)
-    counts = {len(s) for s in samples.values()}
-    if len(counts) > 1:
-        raise ValueError(f"problems have {min(counts)} to {max(counts)} answers each: an unfinished run, or a mixture")
-    mean, low, high = pass1_interval([sum(s) for s in samples.values()], counts.pop())
+    least, most = min(map(len, samples)), max(map(len, samples))
+    if least < most:
+        raise ValueError(f"problems have {least} to {most} answers each: an unfinished run, or a mixture")
+    mean, low, high = pass1_interval([sum(s) for s in samples], most)
     return dict(n=len(samples), pass1=mean, low=low, high=high)
 
 
 def summarize(records: list[dict], ks: list[int] = ()) -> dict:
     """The figures of one model: pass@1 in all, by level and by subject, and what the answers were like."""
-    summary = pass1(records)
+    summary, samples, N = pass1(records), by_problem(records), len(records)
     for name in ("level", "subject"):
         groups = sorted({record[name] for record in records})
         if len(groups) > 1:
             summary[name] = {group: pass1([r for r in records if r[name] == group]) for group in groups}
-    samples = by_problem(records).values()
     if ks:
         summary["pass_at_k"] = {k: sum(pass_at_k(len(s), sum(s), k) for s in samples) / len(samples) for k in ks}
     seconds = sum(record["seconds"] for record in records)
-    return dict(summary, samples=len(records) // len(samples),
-                mean_tokens=sum(record["tokens"] for record in records) / len(records),
-                no_answer=sum(record["extracted"] is None for record in records) / len(records),
-                truncated=sum(record["truncated"] for record in records) / len(records),
-                too_long=sum(record["reason"] == "prompt too long" for record in records) / len(records),
+    return dict(summary, samples=N // len(samples), mean_tokens=sum(record["tokens"] for record in records) / N,
+                no_answer=sum(record["extracted"] is None for record in records) / N,
+                truncated=sum(record["truncated"] for record in records) / N,
+                too_long=sum(record["reason"] == "prompt too long" for record in records) / N,
                 problems_per_s=len(samples) / seconds if seconds else None)
 
 
 def print_table(columns: dict[str, list[dict]], ks: list[int] = (), details: bool = False) -> None:
     """pass@1 in per cent with its 95% interval: a row a level and a subject, a column a model. The records of each."""
     columns = {printable(name): records for name, records in columns.items()}
-    summaries = {name: summarize(records, ks) for name, records in columns.items()}
-    first = next(iter(summaries.values()))
-    width = max(20, *(len(name) + 2 for name in columns))
-    rows = [(group, first[by][group]["n"], [s.get(by, {}).get(group) for s in summaries.values()])
+    first, *_ = summaries = [summarize(records, ks) for records in columns.values()]
+    rows = [(printable(group), first[by][group]["n"], [s.get(by, {}).get(group) for s in summaries])
             for by in ("level", "subject") for group in first.get(by, {})]
-    rows.append(("all", first["n"], list(summaries.values())))
-    left = max(14, *(len(row[0]) + 2 for row in rows))
-    print(f"{'pass@1, %':{left}}{'problems':>8}" + "".join(f"{name:>{width}}" for name in columns))
-    for group, n, cells in rows:
-        texts = [f"{100 * c['pass1']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]" if c else "-" for c in cells]
-        print(f"{printable(group):{left}}{n:8}" + "".join(f"{text:>{width}}" for text in texts))
+    left, width = max([14, *(len(row[0]) + 2 for row in rows)]), max([20, *(len(name) + 2 for name in columns)])
+
+    def line(name, count, cells):
+        print(f"{name:{left}}{count:>8}" + "".join(f"{cell:>{width}}" for cell in cells))
+
+    line("pass@1, %", "problems", columns)
+    for name, n, cells in [*rows, ("all", first["n"], summaries)]:
+        line(name, n, [f"{100 * c['pass1']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]" if c else "-"
+                       for c in cells])
     if not details:
         return
-    lines = [(f"pass@{k}, %", [f"{100 * s['pass_at_k'][k]:.1f}" for s in summaries.values()]) for k in ks]
+    for k in ks:
+        line(f"pass@{k}, %", "", [f"{100 * s['pass_at_k'][k]:.1f}" for s in summaries])
     if any(record["kind"] == "choice" for record in next(iter(columns.values()))):
-        lines.append(("chance, %", ["25.0"] * len(columns)))
-    lines.append(("mean tokens", [f"{s['mean_tokens']:.1f}" for s in summaries.values()]))
-    for name in ("no_answer", "truncated", "too_long"):
-        if name != "too_long" or any(s[name] for s in summaries.values()):
-            lines.append((f"{name.replace('_', ' ')}, %", [f"{100 * s[name]:.1f}" for s in summaries.values()]))
-    lines.append(("problems/s", [f"{s['problems_per_s'] or 0:.1f}" for s in summaries.values()]))
-    for name, texts in lines:
-        print(f"{name:{left + 8}}" + "".join(f"{text:>{width}}" for text in texts))
-    test = "McNemar's exact" if first["samples"] == 1 else "sign test's"
-    (name, records), *others = columns.items()
-    for other, its in others:
-        counts = [[sum(s) for s in by_problem(column).values()] for column in (records, its)]
-        mean, low, high, p = paired_difference(*counts, first["samples"])
+        line("chance, %", "", ["25.0"] * len(columns))
+    for name, key, factor in (("mean tokens", "mean_tokens", 1), ("no answer, %", "no_answer", 100),
+                              ("truncated, %", "truncated", 100), ("too long, %", "too_long", 100),
+                              ("problems/s", "problems_per_s", 1)):
+        if key != "too_long" or any(s[key] for s in summaries):
+            line(name, "", [f"{factor * (s[key] or 0):.1f}" for s in summaries])
+    (name, *others), (counts, *theirs) = columns, [[sum(s) for s in by_problem(r)] for r in columns.values()]
+    for other, its in zip(others, theirs):
+        mean, low, high, p = paired_difference(counts, its, first["samples"])
         print(f"{other} - {name}: {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], paired by problem; "
-              f"{test} p = {p:.2g}")
+              f"{'McNemar' if first['samples'] == 1 else 'sign test'}'s exact p = {p:.2g}")
 
 
 # ---- The command line ------------------------------------------------------------------------------------------------
@@ -275,7 +265,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, error: str | Exception):
         if isinstance(error, OSError) and error.filename:
             error = f"{error.filename}: {error.strerror}"
-        self.exit(2, f"{self.prog}: {' '.join(str(error).split())}\n")
+        self.exit(2, printable(f"{self.prog}: {' '.join(str(error).split())}") + "\n")
+
+
+def within(low: float, high: float = 10**9, kind: type = int):
+    """The type of a flag that takes an int, or a float, from low to high."""
+    def read(text: str):
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:  # NaN is not
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text[:40]}: want {kind.__name__} from {low:g} to {high:g}")
+    return read
 
 
 def check_paths(**paths) -> None:
@@ -287,6 +287,7 @@ def check_paths(**paths) -> None:
 
 def plain_output() -> None:
     """Neither characters that the console lacks, bytes that are none, a closed stream nor | head ends the run."""
+    sys.stdin = sys.stdin or open(os.devnull)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -306,7 +307,7 @@ class Lasting:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError:  # a closed pipe, a dead terminal
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return len(text)
 
@@ -352,46 +353,40 @@ def make_parser() -> Parser:
     what.add_argument("--kind", choices=KINDS, help="how answers are graded (default: told by the fields)")
     what.add_argument("--ask", metavar="QUESTION", help="what base and adapters answer to it, asked in the words of "
                       "the training; - reads questions from standard input, one a line")
-    what.add_argument("--limit", type=int, metavar="N", help="a random N of the problems, by --seed: a smoke test")
+    what.add_argument("--limit", type=within(1), metavar="N", help="a random N of the problems: a smoke test")
     ask = parser.add_argument_group("how it is asked")
     ask.add_argument("--prompt", metavar="P",
                      help=f"{', '.join(PROTOCOLS)}, or a text with {{problem}} in it; \\n in it is a line feed, but "
                           "in LaTeX's commands (\\neq, \\nu) (default: as train.py asks such data)")
-    ask.add_argument("--help-prompts", action="store_true", help="print every named protocol in full, and end")
-    ask.add_argument("--few-shot", type=int, metavar="K", help="worked examples first (default: the protocol's)")
+    ask.add_argument("--help-prompts", action="version", version=help_prompts(), help="print every protocol, and end")
+    ask.add_argument("--few-shot", type=within(0), metavar="K", help="worked examples first (default: the protocol's)")
     ask.add_argument("--few-shot-from", metavar="FILE", help="where they are from (default: --data's train file)")
-    ask.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the protocol's)")
-    ask.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each problem (default: 1)")
-    ask.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
-    ask.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus that is sampled from (default: 1)")
-    ask.add_argument("--k", type=int, nargs="+", default=[], metavar="K", help="also pass@k, for k up to --samples")
+    ask.add_argument("--max-new-tokens", type=within(1), metavar="N", help="longest answer (default: the protocol's)")
+    ask.add_argument("--samples", type=within(1, 10**4), default=1, metavar="N", help="answers a problem (default: 1)")
+    ask.add_argument("--temperature", type=within(0, 1e9, float), default=0.0, metavar="T", help="(default: 0, greedy)")
+    ask.add_argument("--top-p", type=within(5e-324, 1, float), default=1.0, metavar="P", help="nucleus (default: 1)")
+    ask.add_argument("--k", type=within(1), nargs="+", default=[], metavar="K", help="also pass@k, up to --samples")
     ask.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of --limit (default: 0)")
     run = parser.add_argument_group("run")
-    run.add_argument("--batch-size", default="auto", metavar="N", help="prompts at a time, or auto (default: auto)")
+    run.add_argument("--batch-size", type=lambda text: text if text == "auto" else within(1)(text), default="auto",
+                     metavar="N", help="prompts at a time, or auto (default: auto)")
     run.add_argument("--out", metavar="FOLDER", help="for samples and summary; a stopped run goes on from there")
     run.add_argument("--regrade", metavar="FILE", help="grades a samples.jsonl, or any response and gold, anew")
     return parser
 
 
 def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
-    """The parser, for errors found later, and the flags, checked each by itself and against each other."""
+    """The parser, for errors found later, and the flags, checked against each other."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    for name, low in dict(limit=1, max_new_tokens=1, samples=1, few_shot=0).items():
-        if getattr(args, name) is not None and getattr(args, name) < low:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: want {low} or more")
     graded = {"data", "kind", "limit", "few_shot", "few_shot_from", "k", "batch_size", "out", "regrade"} & parser.given
     if args.ask is not None and graded:
         parser.error(f"--ask QUESTION grades nothing: leave out --{min(graded).replace('_', '-')}")
     if args.ask is not None and not args.ask.strip():
         parser.error("--ask: the question is empty")
-    if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size) > 0):
-        parser.error(f"--batch-size {args.batch_size}: want auto, or 1 or more")
-    if not (0 <= args.temperature < math.inf and 0 < args.top_p <= 1):
-        parser.error(f"--temperature {args.temperature} --top-p {args.top_p}: want 0 or more, and 0 < top-p <= 1")
     if args.samples > 1 and args.temperature == 0:
         parser.error(f"--samples {args.samples} at temperature 0 are all the same: add --temperature, such as 0.8")
-    if not all(1 <= k <= args.samples for k in args.k):
+    if max(args.k, default=1) > args.samples:
         parser.error(f"--k {' '.join(map(str, args.k))}: each must be from 1 to --samples, {args.samples}")
     return parser, args
 
@@ -418,18 +413,18 @@ def weights_of(folder: str | Path) -> dict[str, str]:
 
 def training_of(adapter: Path) -> dict[str, str | None]:
     """base, base_sha256, prompt and system of an adapter's training.json; the base is else adapter_config.json's."""
-    found = {"base": read_json(adapter / "adapter_config.json").get("base_model_name_or_path")}
-    found |= read_json(adapter / "training.json") if (adapter / "training.json").is_file() else {}
+    path, found = adapter / "training.json", read_json(adapter / "adapter_config.json")
+    found = {"base": found.get("base_model_name_or_path")} | (read_json(path) if path.is_file() else {})
     return {name: found[name] if isinstance(found.get(name), str) else None
             for name in ("base", "base_sha256", "prompt", "system")}
 
 
-def pick_base(given: str | None, adapters: dict[str, Path]) -> tuple[str, Path]:
+def pick_base(given: str | None, adapters: dict[str, Path | None]) -> tuple[str, Path]:
     """Name and folder of the base: given, else that of the adapters' training, else data/base. Says what is odd."""
-    folder = resolve(given, "--base") if given else None
-    trained = {name: training_of(path) for name, path in adapters.items()}
-    bases = sorted({training["base"] for training in trained.values() if training["base"]})
-    weights, ours = {training["base_sha256"] for training in trained.values()}, str(HERE / "data/base")
+    folder, ours = resolve(given, "--base") if given else None, str(HERE / "data/base")
+    trained = {name: training_of(path) for name, path in adapters.items() if path}
+    bases = sorted({training["base"] for training in trained.values()} - {None})
+    weights = {training["base_sha256"] for training in trained.values()}
     if not given and len(bases) > 1 and (len(weights) > 1 or None in weights):
         raise ValueError(f"the adapters were trained on different bases, {', '.join(bases)}: give one with --base")
     base = given or (bases or [ours])[0]
@@ -440,69 +435,193 @@ def pick_base(given: str | None, adapters: dict[str, Path]) -> tuple[str, Path]:
     for name, training in trained.items():
         own, known = training["base"] or ("" if given else "an unnamed base"), training["base_sha256"]
         if known not in (None, digest):
-            print(f"warning: {name} was trained on {own}, with other weights than those of {base}")
+            print(printable(f"warning: {name} was trained on {own}, with other weights than those of {base}"))
         elif own and own != base and not (Path(own).exists() and Path(own).samefile(folder)):
-            print(f"{name} was trained on {own}, here it is on {base}" + ", with the same weights" * bool(known))
+            same = ", with the same weights" * bool(known)
+            print(printable(f"{name} was trained on {own}, here it is on {base}{same}"))
     if not given and not folder.samefile(ours):
-        print(f"base {base}, as in training; --base gives another")
+        print(printable(f"base {base}, as in training; --base gives another"))
     return base, folder
 
 
-def pick_data(adapters: dict[str, Path]) -> Path:
+def pick_data(adapters: dict[str, Path | None]) -> Path:
     """The data folder of the adapters' runs, by run.json, where it has test problems here; else data/equations."""
-    runs, ours = [folder / "run.json" for folder in adapters.values()], HERE / "data/equations"
-    named = [*{str(read_json(run).get("data")) for run in runs if run.is_file()}]
-    data = Path(named[0]) if len(named) == 1 else ours
+    runs, ours = [folder / "run.json" for folder in adapters.values() if folder], HERE / "data/equations"
+    named = {str(read_json(run).get("data")) for run in runs if run.is_file()}
+    data = Path(named.pop()) if len(named) == 1 else ours
     if not data.is_dir() or data.samefile(ours) or not data_file(data, "test").is_file():
         return ours
-    print(f"data {data}, as in training; --data gives other")
+    print(printable(f"data {data}, as in training; --data gives other"))
     return data
 
 
-def remove_lora(model: GPT) -> None:
-    """Takes the adapters off: the base's own layers, whose weights they never touched, are back."""
-    for name, layer in lora_layers(model).items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
+def pick_adapters(given: list[str] | None) -> dict[str, Path | None]:
+    """{name: folder} of the adapters to evaluate, each folder once; "none", which has no folder, is the base alone."""
+    if not given:
+        newest = sorted(Path("out").glob("*/adapter_config.json"), key=lambda path: path.stat().st_mtime)
+        return {"none": None, **{str(path.parent): path.parent for path in newest[-1:]}}
+    adapters = {}
+    for name in given:
+        folder = None if name == "none" else resolve(name, "--adapter").resolve()
+        if folder not in adapters.values():
+            adapters[str(Path(name))] = folder
+    return adapters
+
+
+def load_base(base: Path, adapters: dict[str, Path | None]) -> tuple[Encoding, GPT]:
+    """The base's tokenizer and model, on which each adapter has been tried."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
+    for _ in adapted(model, adapters):
+        pass
+    return encoding, model
+
+
+def adapted(model: GPT, adapters: dict[str, Path | None]) -> Iterator[str]:
+    """Each adapter's name, while it is on the model; then the base's own layers, which it never touched, are back."""
+    for adapter, folder in adapters.items():
+        if folder:
+            load_adapter(model, folder)
+        yield adapter
+        for name, layer in lora_layers(model).items():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.base)
 
 
 class Samples:
-    """samples.jsonl of --out: the lines of a run that was stopped, and a line more for each sample, batch by batch."""
+    """samples.jsonl of --out: the lines of a run that was stopped, and a line more for each sample, batch by batch.
 
-    def __init__(self, out: str | None, settings: dict):
-        self.settings, self.records = settings, []
-        self.path = Path(out, "samples.jsonl") if out is not None else None
-        if out is None:
-            return
-        Path(out).mkdir(parents=True, exist_ok=True)
-        if Path(out, "settings.json").exists():
-            before = read_json(Path(out, "settings.json"))
-            changed = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
-            if changed:
-                raise ValueError(f"--out {out} holds another run ({', '.join(changed)} differ): choose another folder")
-        elif any(path.suffix != ".tmp" and path.name[0] != "." for path in Path(out).iterdir()):
+    A line ends in a check of itself and the run's settings: one that was edited, or is of another run, is refused."""
+
+    def __init__(self, out: Path, settings: dict):
+        self.path, self.settings, self.records, stored = out / "samples.jsonl", settings, {}, out / "settings.json"
+        out.mkdir(parents=True, exist_ok=True)
+        if not stored.exists() and any(path.suffix != ".tmp" and path.name[0] != "." for path in out.iterdir()):
             raise ValueError(f"--out {out} holds files that are no run of eval_pass1.py: choose another folder")
-        write_json(Path(out, "settings.json"), settings)
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]  # without the line in which the run was stopped
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        found = {}
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        self.file = open(self.path, "ab+", buffering=0)
+        with contextlib.suppress(AttributeError):  # the kernel frees it when the process ends, however it ends
             try:
-                record = json.loads(line)
-                record |= graded(record["completion"], record["gold"], record["kind"],
-                                 record["reason"] != "prompt too long")  # by the grader of today
-                found.setdefault((record["adapter"], record["id"], record["sample"]), record)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{self.path}, line {number}: no sample of this run; remove the line") from None
-        self.records = list(found.values())  # a second process may have written the same sample
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"--out {out} belongs to another process, which is alive: wait for its end, or choose "
+                                 "another folder") from None
+        before = read_json(stored) if stored.exists() else settings
+        if changed := [name for name in settings if before.get(name) != settings[name]]:
+            raise ValueError(f"--out {out} holds another run ({', '.join(changed)} differ): choose another folder")
+        write_json(stored, settings)
+        *lines, cut = self.path.read_bytes().split(b"\n")
+        os.truncate(self.path, self.path.stat().st_size - len(cut))  # the line in which the run was stopped
+        for number, line in enumerate(lines, 1):
+            text = line.rpartition(b', "check": ')[0].decode(errors="replace")
+            record = json.loads(text + "}") if line == self.sealed(text) else {}
+            key = tuple(record.get(name) for name in ("adapter", "id", "sample"))
+            if not record or key in self.records:
+                what = "stands there twice" if record else "is not as this run wrote it"
+                raise ValueError(f"{self.path}, line {number}: it {what}; remove the line: its sample is made anew")
+            asked = record["reason"] != "prompt too long"  # graded by the grader of today
+            self.records[key] = record | graded(record["completion"], record["gold"], record["kind"], asked)
+
+    def sealed(self, text: str) -> bytes:
+        """The line of a record whose JSON is text and a brace."""
+        digest = hashlib.sha256(f"{json.dumps(self.settings)} {text}".encode()).hexdigest()
+        return f'{text}, "check": "{digest[:16]}"}}'.encode()
 
     def add(self, records: list[dict]) -> None:
-        self.records += records
-        if self.path:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(record) + "\n" for record in records))
+        lines = b"".join(self.sealed(json.dumps(record)[:-1]) + b"\n" for record in records)
+        while lines:  # a disk that is nearly full takes a part
+            lines = lines[self.file.write(lines) :]
+        os.fsync(self.file.fileno())
+
+
+class Run:
+    """What is put to each model: the problems, their prompts as token ids, and how the answers are read."""
+
+    def __init__(self, args, base: Path, adapters: dict[str, Path | None]):
+        self.args, self.base, self.adapters, every = args, base, adapters, load_tests(args.data, args.kind)
+        self.problems, self.of = draw(every, args.limit, args.seed), len(every)
+        self.kind, form = self.problems[0]["kind"], self.problems[0]["form"]
+        self.protocol = protocol = Protocol(args.prompt, self.kind, form)
+        protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
+        self.max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
+        self.encoding, self.model = load_base(base, adapters)
+        chat = (chat_for(self.problems, base, self.encoding) if protocol.name == "own" else
+                load_chat(base, self.encoding) if protocol.chat else None)
+        self.turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
+        self.turns = f", chat turns ({chat.source})" if chat else self.turns
+        config = self.model.config
+        self.ends, bos = end_tokens(self.encoding, config, bool(chat)), begin_token(self.encoding, config)
+        self.prompts = [protocol.encode(self.encoding, problem, bos, chat) for problem in self.problems]
+        if not all(self.prompts):
+            raise ValueError(f"--prompt {protocol.name}: a problem's prompt has no token")
+        self.batch_size = args.batch_size
+        if args.batch_size == "auto":  # as many as have their keys and values in half of the free GPU memory, or 2 GiB
+            longest = min(config.max_position_embeddings, max(map(len, self.prompts)) + self.max_new_tokens)
+            weight = self.model.model.embed_tokens.weight
+            row = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * longest * 2
+            most, room = (256, torch.cuda.mem_get_info()[0] // 2) if weight.is_cuda else (100, 2**31)
+            self.batch_size = max(1, min(most, room // (row * weight.element_size())))
+
+    def settings(self) -> dict:
+        """All that a stored sample depends on, to tell whether --out goes on with the same run."""
+        flags = {name: getattr(self.args, name) for name in ("prompt", "samples", "temperature", "top_p", "seed")}
+        problems = repr([(p["id"], p["answer"], prompt) for p, prompt in zip(self.problems, self.prompts)])
+        return dict(
+            base=weights_of(self.base), problems=hashlib.sha256(problems.encode("utf-8", "replace")).hexdigest(),
+            adapters={name: weights_of(folder) if folder else {} for name, folder in self.adapters.items()}, **flags,
+            kind=self.kind, few_shot=len(self.protocol.examples), max_new_tokens=self.max_new_tokens,
+            device=self.model.lm_head.weight.device.type)
+
+    def announce(self) -> None:
+        """The protocol in a line, and what is left out of it."""
+        args, context, lengths = self.args, self.model.config.max_position_embeddings, [*map(len, self.prompts)]
+        how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}, top-p {args.top_p:g}"
+        print(f"protocol {printable(self.protocol.name + self.turns)}, {len(self.protocol.examples)}-shot, {how}, "
+              f"{args.samples} sample{'s' * (args.samples > 1)} a problem, at most {self.max_new_tokens:,} new tokens; "
+              f"grader {self.kind}, exact")
+        if len(lengths) < self.of:
+            print(f"smoke test: a random {len(lengths):,} of {self.of:,} problems, seed {args.seed}; no result")
+        if cramped := sum(length + self.max_new_tokens > context for length in lengths):
+            over = sum(length >= context for length in lengths)
+            print(f"{cramped:,} of {len(lengths):,} prompts with {self.max_new_tokens:,} new tokens exceed the context "
+                  f"of {context:,}: {over:,} are not asked and count as wrong, {cramped - over:,} have less room")
+
+    def records(self, adapter: str, samples: Samples | None) -> list[dict]:
+        """The graded records of the adapter that is on the model, those that --out holds already among them."""
+        args, kept = self.args, [r for key, r in samples.records.items() if key[0] == adapter] if samples else []
+        progress = Progress(printable("base" if adapter == "none" else adapter), len(self.prompts) * args.samples,
+                            sys.stderr, quiet=10, first=len(kept))
+        return answers(self.model, self.encoding, self.problems, self.prompts, self.protocol.cut, self.ends,
+                       self.max_new_tokens, self.batch_size, args.samples, args.temperature, args.top_p, args.seed,
+                       adapter, kept, samples.add if samples else None, progress)
+
+
+def main(argv=None):
+    plain_output()
+    parser, args = parse_args(argv)
+    try:  # everything that a user's mistake can break happens here, before anything is written
+        if args.regrade is not None:
+            return regrade(args)
+        check_paths(data=args.data, few_shot_from=args.few_shot_from)
+        adapters = pick_adapters(args.adapter)
+        args.base, base = pick_base(args.base, adapters)
+        if args.ask is not None:
+            return ask(args, base, {"none": None, **adapters})
+        args.data = args.data or pick_data(adapters)
+        run = Run(args, base, adapters)
+        samples = Samples(Path(args.out), run.settings()) if args.out is not None else None
+    except (ValueError, OSError) as error:
+        parser.error(error)
+    try:
+        run.announce()
+        columns = {"base" if name == "none" and "base" not in adapters else name: run.records(name, samples)
+                   for name in adapted(run.model, adapters)}
+        print_table(columns, args.k, details=True)
+        if samples:
+            summaries = {name: summarize(records, args.k) for name, records in columns.items()}
+            write_json(Path(args.out, "summary.json"), {**samples.settings, "models": summaries})
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk: no mistake of ours, no traceback
+        kept = f"{samples.path} is kept, and the same command goes on from there" if samples else "nothing was kept"
+        parser.error(f"{str(error) or 'no memory is left'}; {kept}")
 
 
 def regrade(args) -> None:
@@ -517,168 +636,23 @@ def regrade(args) -> None:
         before = row.get("correct", row.get("label"))
         judged += isinstance(before, bool)
         if isinstance(before, bool) and before != verdict["correct"]:
-            changed.append(f"  {where}: {'right' if before else 'wrong'} → {verdict['reason']}, "
-                           f"{verdict['extracted']!r:.60} against {gold!r:.60}")
+            changed.append(printable(f"  {where}: {'right' if before else 'wrong'} → {verdict['reason']}, "
+                                     f"{verdict['extracted']!r:.60} against {gold!r:.60}"))
         problem = next((row[name] for name in ("id", "problem_id", "unique_id", "test_index") if name in row), number)
         column = columns.setdefault(str(row.get("adapter", "responses")), [])
         column.append(dict(id=str(problem), sample=len(column), kind=kind, level=level_name(row.get("level")),
                            subject=str(row.get("subject") or "all"), tokens=0, truncated=False, seconds=0.0, **verdict))
     kinds = sorted({record["kind"] for column in columns.values() for record in column})
-    print(f"regraded {args.regrade}; grader {', '.join(kinds)}, exact")
+    print(printable(f"regraded {args.regrade}; grader {', '.join(kinds)}, exact"))
     print_table({"base" if name == "none" else name: column for name, column in columns.items()})
     if judged:
         print(f"{judged:,} had a verdict; {len(changed):,} have another now", *changed[:20], sep="\n")
 
 
-@dataclass
-class Asked:
-    """What is put to each model: the problems, their prompts as token ids, and how the answers are read."""
-
-    problems: list[dict]
-    prompts: list[list[int]]
-    protocol: Protocol
-    ends: tuple[int, ...]
-    max_new_tokens: int
-    batch_size: int
-    of: int  # problems in the file
-    turns: str  # how chat turns are written, in words
-
-
-def main(argv=None):
-    plain_output()
-    parser, args = parse_args(argv)
-    if args.help_prompts:
-        print(help_prompts())
-        return
-    try:  # everything that a user's mistake can break happens here, before anything is written
-        if args.regrade is not None:
-            regrade(args)
-            return
-        adapters = pick_adapters(args)
-        folders = {name: folder for name, folder in adapters.items() if folder}
-        args.base, base = pick_base(args.base, folders)
-        if args.ask is not None:
-            ask(args, base, folders)
-            return
-        args.data = args.data or pick_data(folders)
-        model, encoding, asked = load(args, base, folders)
-        samples = Samples(args.out, settings_of(args, base, adapters, asked))
-    except BrokenPipeError:  # no mistake in the flags
-        raise
-    except (ValueError, OSError) as error:
-        parser.error(error)
-
-    announce(args, asked, model.config.max_position_embeddings)
-    columns = {}
-    for adapter, folder in adapters.items():
-        name = "base" if adapter == "none" and "base" not in adapters else adapter
-        columns[name] = evaluate(args, model, encoding, asked, adapter, folder, samples)
-    print_table(columns, args.k, details=True)
-    if args.out:
-        summaries = {name: summarize(records, args.k) for name, records in columns.items()}
-        write_json(Path(args.out, "summary.json"), {**samples.settings, "models": summaries})
-
-
-def pick_adapters(args) -> dict[str, Path | None]:
-    """{name: folder} of the adapters to evaluate, each folder once; "none", which has no folder, is the base alone."""
-    check_paths(data=args.data, few_shot_from=args.few_shot_from)
-    if not args.adapter:
-        newest = sorted(Path("out").glob("*/adapter_config.json"), key=lambda path: path.stat().st_mtime)
-        return {"none": None, **{str(path.parent): path.parent for path in newest[-1:]}}
-    adapters = {}
-    for name in args.adapter:
-        folder = None if name == "none" else resolve(name, "--adapter").resolve()
-        if folder not in adapters.values():
-            adapters[str(Path(name))] = folder
-    return adapters
-
-
-def load_base(base: Path, folders: dict[str, Path]) -> tuple[Encoding, GPT]:
-    """The base's tokenizer and model, on which each adapter has been tried."""
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    encoding, model = load_tokenizer(base), load_model(base, dtype, device)
-    for folder in folders.values():
-        remove_lora(load_adapter(model, folder))
-    return encoding, model
-
-
-def load(args, base: Path, folders: dict[str, Path]) -> tuple[GPT, Encoding, Asked]:
-    """The base and its tokenizer, and what it is to be asked."""
-    every = load_tests(args.data, args.kind)
-    problems = draw(every, args.limit, args.seed)
-    protocol = Protocol(args.prompt, problems[0]["kind"], problems[0]["form"])
-    protocol.take_examples(every, args.data, args.few_shot, args.few_shot_from)
-    max_new_tokens = args.max_new_tokens or protocol.max_new_tokens
-    encoding, model = load_base(base, folders)
-    chat = (chat_for(problems, base, encoding) if protocol.name == "own" else
-            load_chat(base, encoding) if protocol.chat else None)
-    turns = ", turns as plain text (no chat template in --base)" if protocol.chat else ""
-    turns = f", chat turns ({chat.source})" if chat else turns
-    ends = end_tokens(encoding, model.config, bool(chat))
-    prompts = [protocol.encode(encoding, p, begin_token(encoding, model.config), chat) for p in problems]
-    if not all(prompts):
-        raise ValueError(f"--prompt {protocol.name}: a problem's prompt has no token")
-    longest = min(model.config.max_position_embeddings, max(map(len, prompts)) + max_new_tokens)
-    batch_size = auto_batch_size(model, longest) if args.batch_size == "auto" else int(args.batch_size)
-    return model, encoding, Asked(problems, prompts, protocol, ends, max_new_tokens, batch_size, len(every), turns)
-
-
-def settings_of(args, base: Path, adapters: dict[str, Path | None], asked: Asked) -> dict:
-    """All that a stored sample depends on, to tell whether --out goes on with the same run."""
-    def digest(values):
-        return hashlib.sha256(repr(values).encode()).hexdigest()
-    stored = args.out is not None
-    return dict(
-        base=stored and weights_of(base),
-        adapters={name: weights_of(folder) if stored and folder else {} for name, folder in adapters.items()},
-        problems=digest([(p["id"], prompt) for p, prompt in zip(asked.problems, asked.prompts)]),
-        gold=digest([p["answer"] for p in asked.problems]), kind=asked.problems[0]["kind"], prompt=args.prompt,
-        few_shot=len(asked.protocol.examples), max_new_tokens=asked.max_new_tokens, samples=args.samples,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed,
-        device="cuda" if torch.cuda.is_available() else "cpu")
-
-
-def announce(args, asked: Asked, context: int) -> None:
-    """The protocol in a line, and what is left out of it."""
-    how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}, top-p {args.top_p:g}"
-    print(f"protocol {asked.protocol.name}{asked.turns}, {len(asked.protocol.examples)}-shot, {how}, {args.samples} "
-          f"sample{'s' * (args.samples > 1)} a problem, at most {asked.max_new_tokens:,} new tokens; grader "
-          f"{asked.problems[0]['kind']}, exact")
-    if len(asked.problems) < asked.of:
-        print(f"smoke test: a random {len(asked.problems):,} of {asked.of:,} problems, seed {args.seed}; no result")
-    if cramped := sum(len(prompt) + asked.max_new_tokens > context for prompt in asked.prompts):
-        over = sum(len(prompt) >= context for prompt in asked.prompts)
-        print(f"{cramped:,} of {len(asked.prompts):,} prompts with {asked.max_new_tokens:,} new tokens exceed the "
-              f"context of {context:,}: {over:,} are not asked and count as wrong, {cramped - over:,} have less room")
-    sys.stdout.flush()
-
-
-def evaluate(args, model: GPT, encoding, asked: Asked, adapter: str, folder: Path | None, samples) -> list[dict]:
-    """The graded records of one adapter, those that --out holds already among them."""
-    records = [record for record in samples.records if record["adapter"] == adapter]
-    done = {(record["id"], record["sample"]) for record in records}
-    progress = Progress(printable("base" if adapter == "none" else adapter), len(asked.prompts) * args.samples,
-                        sys.stderr, quiet=10, first=len(records))
-    if folder:
-        load_adapter(model, folder)
-    for batch in answers(model, encoding, asked.problems, asked.prompts, asked.protocol.cut, asked.ends,
-                         asked.max_new_tokens, asked.batch_size, args.samples, args.temperature, args.top_p, args.seed,
-                         done):
-        batch = [{"id": record.pop("id"), "adapter": adapter, **record} for record in batch]
-        samples.add(batch)
-        records += batch
-        progress(len(records), so_far(records))
-    remove_lora(model)
-    return records
-
-
-# ---- Ask -------------------------------------------------------------------------------------------------------------
-
-
-def ask(args, base: Path, folders: dict[str, Path]) -> None:
+def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     """Prints the answers of the base and of each adapter to --ask, or to each line of standard input."""
-    encoding, model = load_base(base, folders)
-    words = {(training["prompt"], training["system"]) for training in map(training_of, folders.values())}
+    encoding, model = load_base(base, adapters)
+    words = {(training["prompt"], training["system"]) for training in map(training_of, filter(None, adapters.values()))}
     (prompt, system), *other = words if words and args.prompt is None else [(args.prompt, None)]
     if other:
         raise ValueError("--ask: the adapters were trained in different words: ask one at a time, or give --prompt")
@@ -689,10 +663,8 @@ def ask(args, base: Path, folders: dict[str, Path]) -> None:
         if args.ask == "-" and not sys.stdin.isatty():
             print(f"\n> {printable(question)}")
         prompt = protocol.encode(encoding, dict(form="prompt", problem=question), bos, chat)
-        for name, folder in {"none": None, **folders}.items():
-            if folder:
-                load_adapter(model, folder)
-            print(f"\n{printable(name) if folder else 'base'}:", flush=True)
+        for name in adapted(model, adapters):
+            print(f"\n{printable(name) if adapters[name] else 'base'}:")
             generator = torch.Generator().manual_seed(args.seed % 2**63)
             for _ in range(args.samples):
                 answer = Answer(encoding, ends, protocol.cut)
@@ -700,7 +672,6 @@ def ask(args, base: Path, folders: dict[str, Path]) -> None:
                     model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
                                    args.top_p, generator, answer.add)
                 answer.show(whole=True)
-            remove_lora(model)
 
 
 class Answer:
@@ -729,7 +700,9 @@ class Answer:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\neval_pass1.py: interrupted; an evaluation with --out goes on from here by the same command")
+        os.write(2, b"\neval_pass1.py: interrupted; an evaluation with --out goes on by the same command\n")
+        sys.exit(130)

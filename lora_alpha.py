@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 # ---- The rule --------------------------------------------------------------------------------------------------------
 
@@ -418,11 +418,14 @@ def collate(examples: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor
 POOL = 8  # updates sorted by length together: more saves padding, and makes each update's problems more alike
 
 
-def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0, start: int = 0,
+           share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
     """Micro-batches without end, grad_accum of them an update, each epoch a new order without repeats.
 
     An epoch's random order is cut into pools of POOL updates, and each pool is sorted by length before it is cut into
     updates, so that little is padded; then the updates are shuffled. Too few examples for an update: all of them.
+    start: updates to pass over, for a run that goes on: the seed and their number say where it was.
+    share (k, n): of every micro-batch the examples k, k + n, k + 2n ...: one process's part, of n that train together.
     """
     generator = torch.Generator().manual_seed(seed)
     update, left = min(batch_size * grad_accum, len(examples)), []
@@ -430,14 +433,15 @@ def epochs(examples: list, batch_size: int, grad_accum: int = 1, seed: int = 0) 
         order = left + torch.randperm(len(examples), generator=generator).tolist()
         whole = len(order) - len(order) % update
         updates, left = [order[:update]], order[whole:]  # the first finishes the epoch before, the last are left over
-        for start in range(update, whole, POOL * update):
-            pool = order[start : min(start + POOL * update, whole)]
+        for first in range(update, whole, POOL * update):
+            pool = order[first : min(first + POOL * update, whole)]
             pool.sort(key=lambda i: len(examples[i][0]))
             updates += [pool[i : i + update] for i in range(0, len(pool), update)]
         for n in [0, *(1 + torch.randperm(len(updates) - 1, generator=generator)).tolist()]:
-            for i in range(grad_accum):
+            start -= 1
+            for i in range(grad_accum if start < 0 else 0):
                 part = updates[n][i * update // grad_accum : (i + 1) * update // grad_accum]
-                yield collate([examples[j] for j in part])
+                yield collate([examples[j] for j in part[share[0] :: share[1]]])
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int) -> float:
@@ -447,9 +451,17 @@ def learning_rate(step: int, steps: int, lr: float, warmup: int) -> float:
     return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup + 1)))
 
 
+def summed(tensor: Tensor) -> Tensor:
+    """The tensor, in place its sum over the processes that torch.distributed has started; alone it stays as it is."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Mean loss in nats over all targets of the batches (NaN for none); the model is left in the mode it was in."""
+    """Mean loss in nats over all targets of the batches (NaN for none), and of the other processes' where there are
+    any; the model is left in the mode it was in."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     total, count = 0.0, 0
@@ -458,6 +470,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
         total += model(idx.to(device), targets.to(device))[1].item() * n if n else 0.0
         count += n
     model.train(was_training)
+    total, count = summed(torch.tensor([total, count], dtype=torch.float64)).tolist()
     return total / count if count else math.nan
 
 
@@ -466,16 +479,20 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
           weight_decay: float = 0.0, grad_clip: float | None = None, lr_ratio: float = 1.0,
           val_batches: list | None = None, eval_every: int | None = None, drift: bool = False,
           metrics: str | Path | None = None, log: Callable[[dict], None] | None = None,
-          autocast: torch.dtype | None = None) -> list[dict]:
+          autocast: torch.dtype | None = None, done: Iterable[dict] = (), state: dict | None = None,
+          after: Callable[[list[dict], torch.optim.Optimizer], None] | None = None) -> list[dict]:
     """Trains every parameter that requires a gradient with AdamW for `steps` updates; returns a row of metrics each.
 
-    batches: (idx, targets) as from epochs(), grad_accum of them an update, whose loss is the mean over all its targets.
+    batches: (idx, targets) as from epochs(), grad_accum of them an update, whose loss is the mean over all its targets,
+    those of the batches of all processes where torch.distributed has several.
     warmup: updates, a tenth of steps by default. grad_clip: largest gradient norm, None for no clipping. lr_ratio: B's
     learning rate over A's: LoRA+, which does what alpha does [derived; test_peers.py::test_lora_plus_is_lora_alpha].
     A row: step (from 1), loss (of the update's batch, before it), val_loss (after it, every eval_every updates and at
     the end), lr, grad_norm (before clipping), clipped (0 or 1), tokens_per_s (padding included), seconds (since the
     start), and with drift the norms over all adapters of signal_drift. metrics: a CSV file that gets each row at once.
     log: called with each row. autocast: compute dtype where the weights are float32 and the products should not be.
+    after: called with all rows and the optimizer after each update; what it keeps lets another call go on from there:
+    with the weights, done (the rows), state (the optimizer's state_dict()["state"]) and batches from epochs(start=...).
     Raises FloatingPointError for a loss or gradient that is not finite, before the update, and for such final weights.
     """
     device = next(model.parameters()).device
@@ -490,14 +507,21 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
               dict(params=[p for p in params if p in B], weight_decay=weight_decay, lr_ratio=lr_ratio),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0, lr_ratio=1.0)]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas, eps, fused=True)
+    if state:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     warmup = max(1, steps // 10) if warmup is None else warmup
     columns = "step loss val_loss lr grad_norm clipped tokens_per_s seconds".split()
     columns += ["signal", "drift", "drift_ratio"] * drift
+
+    def line(row: dict) -> str:
+        return ",".join("" if row[name] is None else f"{row[name]:.8g}" for name in columns) + "\n"
+
+    rows, batches = list(done), iter(batches)
     if metrics:
-        Path(metrics).write_text(",".join(columns) + "\n")
-    rows, batches, began = [], iter(batches), time.perf_counter()
+        Path(metrics).write_text(",".join(columns) + "\n" + "".join(map(line, rows)))
+    began = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     model.train()
-    for step in range(1, steps + 1):
+    for step in range(len(rows) + 1, steps + 1):
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup) * group["lr_ratio"]
@@ -506,15 +530,23 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
         # Forward and backward. Each micro-batch counts by its targets, so any split of the update gives its mean.
         micro = list(itertools.islice(batches, grad_accum))
         counts = [int((targets != -100).sum()) for _, targets in micro]
-        if not any(counts):
+        count, tokens = summed(torch.tensor([sum(counts), sum(idx.numel() for idx, _ in micro)])).tolist()
+        if not count:
             raise ValueError(f"step {step}: no batch is left, or none has a target (all are -100): nothing to learn")
         loss = torch.zeros((), device=device)
-        for (idx, targets), count in zip(micro, counts):
-            if count:
+        for (idx, targets), n in zip(micro, counts):
+            if n:
                 with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                    part = model(idx.to(device), targets.to(device))[1] * (count / sum(counts))
+                    part = model(idx.to(device), targets.to(device))[1] * (n / count)
                 part.backward()  # ∂L/∂B = s·G·Aᵀ, ∂L/∂A = s·Bᵀ·G with G = ∂L/∂W: s enters here and in the product
                 loss += part.detach()
+        if distributed.is_available() and distributed.is_initialized():
+            # One sum of all gradients, for adapters are small. No DDP: no hooks, no buckets, and the mean stays exact.
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            flat = summed(torch.cat([loss[None], *(grad.flatten() for grad in grads)]))
+            loss = flat[0]
+            for p, grad in zip(params, flat[1:].split([p.numel() for p in params])):
+                p.grad = grad.view_as(p)
 
         # ∂L/∂B grows with s, so a clip of 1.0 would act at most steps: it is off unless asked for.
         norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
@@ -530,7 +562,7 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
 
         row = dict(step=step, loss=loss.item(), val_loss=None, lr=learning_rate(step, steps, lr, warmup),
                    grad_norm=norm.item(), clipped=int(clipped), seconds=time.perf_counter() - began,
-                   tokens_per_s=sum(idx.numel() for idx, _ in micro) / (time.perf_counter() - start))
+                   tokens_per_s=tokens / (time.perf_counter() - start))
         if drift:
             pairs = [signal_drift(A, B, layer.lora_A - A, layer.lora_B - B, layer.scaling)
                      for layer, (A, B) in zip(layers, before)]
@@ -540,11 +572,12 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int
             row["val_loss"] = evaluate(model, val_batches)
         rows.append(row)
         if metrics:
-            cells = ["" if row[name] is None else f"{row[name]:.8g}" for name in columns]
             with open(metrics, "a") as file:
-                file.write(",".join(cells) + "\n")
+                file.write(line(row))
         if log:
             log(row)
+        if after:
+            after(rows, optimizer)
     if not all(bool(p.isfinite().all()) for p in params):
         raise FloatingPointError(f"weights that are not finite after step {steps}")
     return rows

@@ -9,31 +9,48 @@ Writes out/NAME/: a PEFT adapter with training.json (its base and prompt), metri
 """
 
 import argparse
+import contextlib
+import hashlib
+import json
 import math
 import os
 import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: locked() does with the lock's machine and time
+    fcntl = None
+
+if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line then as well
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ntrain.py: interrupted\n"), os._exit(130)))
+
 import torch
+from torch import distributed
 
 from eval_pass1 import (Parser, Progress, base_sha256, check_paths, pick_base, plain_output, print_table, printable,
-                        solve, summarize)
-from hf import (COPIED, copy_tokenizer, layer_size, load_adapter, load_model, load_tokenizer, read_json, resolve,
-                save_adapter, save_model, targeted, write_json)
+                        sha256_of, solve, summarize, weights_of)
+from hf import (COPIED, layer_size, load_adapter, load_model, read_json, read_tensors, resolve, save_adapter,
+                save_model, sync, targeted, write_json, write_tensors)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
-                        lora_scaling, merge_lora, train)
-from problems import (PROMPT, Encoding, asking, begin_token, chat_for, data_file, draw, encode_examples, encode_prompt,
-                      end_tokens, load_problems)
+                        lora_scaling, merge_lora, summed, train)
+from problems import PROMPT, asking, chat_for, data_file, draw, encode_examples, encode_prompt, load_problems
+from tokens import Encoding, begin_token, end_tokens, load_tokenizer
 
 HERE = Path(__file__).resolve().parent
+# torchrun starts WORLD processes; each of them trains on its share, and the first, RANK 0, alone prints and writes.
+RANK, WORLD, LOCAL = ((int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+                      if distributed.is_available() and distributed.is_torchelastic_launched() else (0, 1, 0))
 
 
 # ---- The flags -------------------------------------------------------------------------------------------------------
@@ -81,6 +98,9 @@ def make_parser() -> Parser:
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="FOLDER", help="where the run goes (default: the next free name under out/)")
     run.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --out; its flags are read back")
+    run.add_argument("--checkpoint-every", type=int, metavar="N",
+                     help="updates between checkpoints for --resume (default: every 10 minutes)")
     run.add_argument("--merge", action="store_true", help="also write the merged model folder, as OUT/merged")
     run.add_argument("--drift", action="store_true", help="also log signal, drift and their ratio at every step")
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
@@ -88,6 +108,8 @@ def make_parser() -> Parser:
     run.add_argument("--dtype", choices=["float32", "bfloat16"],
                      help="of the base; adapters are float32 (default: bfloat16 on cuda, float32 on cpu)")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--shard", action="store_true",
+                     help="split the frozen weights over the processes: for a base that no GPU holds alone")
     return parser
 
 
@@ -95,12 +117,14 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
     """The parser, for errors found later, and the flags, checked each by itself and against each other."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.resume:
+        take_flags(parser, args)
 
     def flag(name):
         return f"--{name.replace('_', '-')} {getattr(args, name)}"
 
     for name, low in dict(rank=1, steps=1, batch_size=1, grad_accum=1, eval_problems=0, eval_every=1,
-                          max_length=2).items():
+                          max_length=2, checkpoint_every=1).items():
         value = getattr(args, name)
         if value is not None and not low <= value <= 10**9:
             parser.error(f"{flag(name)}: it must be {low} or more, and 10**9 at most")
@@ -120,6 +144,11 @@ def parse_args(argv=None) -> tuple[Parser, argparse.Namespace]:
         parser.error(f"--lr-ratio belongs to --method lora+, not to {args.method}")
     if args.method == "full" and (args.alpha is not None or args.merge or args.drift):
         parser.error("--method full has no adapter: leave out --alpha, --merge and --drift")
+    if args.shard and (WORLD == 1 or args.method in ("full", "pissa") or args.merge or args.compile):
+        parser.error("--shard needs torchrun with several processes, a method that leaves the base as it is, and "
+                     "neither --merge nor --compile")
+    if args.shard and args.batch_size < WORLD:
+        parser.error(f"--batch-size {args.batch_size}: --shard needs {WORLD} or more, an example for each process")
     if args.init is not None:
         take_init(parser, args)
     args.base, args.targets = args.base or str(HERE / "data/base"), args.targets or [ALL_LINEAR] * (args.init is None)
@@ -218,6 +247,7 @@ class Run:
     dtype: torch.dtype  # of the base, or of full fine-tuning's products
     base_parameters: int
     examples: list[tuple]
+    share: tuple[int, int]  # (k, n): this process evaluates every nth from the kth on
     val_batches: list[tuple]
     n_val: int
     problems: list[dict]
@@ -246,28 +276,52 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["merge"]:
         return merge(argv[1:])
-    parser, args = parse_args(argv)
-    try:  # everything that a user's mistake can break happens here, before anything is written
-        base = resolve(args.base, "--base")
-        replaces = check_out(args, base.resolve())
-        run = load(args, base)
-        method = adapt(args, run.model)
-        final, folder = claim_folder(args, replaces)
-    except (ValueError, OSError, re.error) as error:
-        parser.error(error)
+    parser = make_parser()
+    with contextlib.ExitStack() as stack:  # the processes' group, the folder's lock
+        stack.callback(join())
+        # Everything that a user's mistake can break happens here, before anything is written.
+        args = together(parser, lambda: parse_args(argv)[1], alone=True)
+        base = together(parser, lambda: resolve(args.base, "--base"), alone=True)
+        together(parser, lambda: check_out(args, base.resolve()), alone=True)
+        run = together(parser, lambda: load(args, base))
+        method = together(parser, lambda: adapt(args, run.model))
+        final, folder = together(parser, lambda: claim_folder(args, base.resolve(), stack), alone=True)
+        state = together(parser, lambda: load_checkpoint(args, run, folder / CHECKPOINT) if args.resume else None)
+        try:
+            finetune(parser, args, run, method, state, argv, final, folder, started)
+        except (OSError, MemoryError, RuntimeError) as error:  # a full disk: no mistake of ours, no traceback
+            said = str(error).splitlines()[0]
+            if isinstance(error, RuntimeError) and WORLD > 1 and re.search("gloo|NCCL|onnection", said):
+                said = "another one of the processes has ended, or cannot be reached"
+            elif isinstance(error, RuntimeError) and not re.search("memory", said):
+                raise
+            parser.error(f"{said}. {how_to_go_on(final, folder)}")
 
+
+def finetune(parser, args, run: Run, method: Method, state, argv, final: Path, folder: Path, started: float) -> None:
+    """Before, training, after, and what they came to, in the run's folder."""
     announce(args, run, method)
-    val_loss = evaluate(run.model, run.val_batches) if run.val_batches else None
-    before = answer(run, "before")
-    rows = fit(parser, args, run, method, before, folder / "metrics.csv")
-    save(args, run, method, folder)
+    asked = len(run.problems or run.shown)
+    if state and len(state["before"]) == asked:
+        val_loss, before = state["val_loss"], state["before"]
+    else:
+        val_loss = evaluate(run.model, run.val_batches) if run.val_batches else None
+        before = answer(run, "before")
+    rows = fit(parser, args, run, method, state, dict(val_loss=val_loss, before=before), final, folder)
+    if method.start:
+        pissa_to_lora(run.model, method.start)
+    if RANK == 0:
+        save(args, run, folder)
     after = answer(run, "after")
+    if RANK > 0:
+        return
     if args.merge:
-        print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', base)}")
+        shutil.rmtree(folder / "merged") if (folder / "merged").exists() else None  # of a try that was cut off
+        print(f"merged model in {short(final / 'merged')}: {save_merged(run.model, folder / 'merged', run.base)}")
     results = summary(run, val_loss, rows, before, after, started)
     write_json(folder / "run.json", described(args, run, method, results))  # last: the mark of a finished run
-    if folder != final:
-        replace_run(folder, final)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    finish_overwrite(final)
     report(args, run, final, results, before, after)
     print_next(args, run, argv, final)
 
@@ -282,12 +336,17 @@ def check_out(args, base: Path) -> bool:
         raise ValueError(f"--out {out} is a file: it must be a folder")
     if args.overwrite and base.is_relative_to(out.resolve()):
         raise ValueError(f"--out {out} holds the base {args.base}, which --overwrite removes: choose another name")
-    holds_run = (out / "run.json").exists() or any(out.glob("*.safetensors"))
-    ours = (out / "run.json").exists() or (out / "metrics.csv").exists()  # finished, or cut off before its pass@1
+    if args.resume:
+        return False
+    whole = [path for path in (out, out / ".unfinished", out / ".finished") if (path / "run.json").exists()]
+    holds_run = bool(whole) or any(out.glob("*.safetensors"))
+    ours = bool(whole) or (out / "metrics.csv").exists()  # finished, or cut off before its pass@1
     if holds_run and (not ours or out.resolve() == base):
         raise ValueError(f"--out {out} holds files that are no run of train.py, or the base: choose another name")
     if holds_run and not args.overwrite:
-        raise ValueError(f"--out {out} holds a finished run: choose another name, or add --overwrite")
+        raise ValueError(f"--out {out} holds a finished run: choose another name, or add --overwrite" if whole else
+                         f"--out {out} holds a run that was stopped: choose another name, or add " +
+                         "--resume or " * (out / CHECKPOINT).exists() + "--overwrite")
     return holds_run
 
 
@@ -295,15 +354,22 @@ def load(args, base: Path) -> Run:
     """The base on its device, and the data as token ids."""
     try:
         device = torch.device(args.device)
+        if device.type == "cuda" and WORLD > 1:  # a GPU for each process
+            device = torch.device("cuda", LOCAL)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device that is a package of its own
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL goes by the current one
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     train_problems, val_problems, tests = load_data(args)
     test_problems = draw(tests, args.eval_problems)  # the same for every seed
     encoding = load_tokenizer(base)
     # Full fine-tuning keeps its weights in float32 and computes in dtype, as mixed precision does.
-    model = load_model(base, torch.float32 if args.method == "full" else dtype, device)
+    model = load_model(base, torch.float32 if args.method == "full" else dtype, "cpu" if args.shard else device)
+    parameters = sum(p.numel() for p in model.parameters())
+    if args.shard:
+        shard(model, device)
     chat = chat_for(train_problems + val_problems + test_problems, base, encoding)
     how = encoding, model.config, chat, args.max_length, args.truncate
     noun = "problems" if train_problems[0]["form"] == "problem" else "examples"
@@ -317,10 +383,10 @@ def load(args, base: Path) -> Run:
     questions = (" ".join(p["problem"].split()) for p in asked + train_problems)
     question = next((q for q in questions if 0 < len(q) < 100 and q[0] != "-" and q == printable(q)), "-")
     val_examples.sort(key=lambda example: len(example[0]))  # little padding
-    val_batches = [collate(val_examples[i : i + 50]) for i in range(0, len(val_examples), 50)]
-    return Run(base, model, encoding, device, dtype, sum(p.numel() for p in model.parameters()), examples, val_batches,
-               len(val_examples), test_problems, len(tests), fitting[: not test_problems], question,
-               asking(train_problems), noun, chat)
+    first, each = share = (0, 1) if args.shard else (RANK, WORLD)  # split weights: all processes take the same steps
+    val_batches = [collate(val_examples[i : i + 50][first::each]) for i in range(0, len(val_examples), 50)]
+    return Run(base, model, encoding, device, dtype, parameters, examples, share, val_batches, len(val_examples),
+               test_problems, len(tests), fitting[: not test_problems], question, asking(train_problems), noun, chat)
 
 
 def load_data(args) -> tuple[list[dict], list[dict], list[dict]]:
@@ -388,21 +454,27 @@ def adapt(args, model: GPT) -> Method:
         raise ValueError(f"--method {args.method} --rank {args.rank}: {str(error).splitlines()[0]}") from None
 
 
-def claim_folder(args, replaces: bool) -> tuple[Path, Path]:
+def claim_folder(args, base: Path, stack: contextlib.ExitStack) -> tuple[Path, Path]:
     """The run's folder, --out or the next free name under out/, and where its files go until they are whole."""
     if args.out:
         final = Path(args.out)
         final.mkdir(parents=True, exist_ok=True)
-        if not replaces:
+        stack.enter_context(locked(final))
+        finish_overwrite(final)
+        if args.resume:
+            return final, checkpoint_of(final).parent
+        if not check_out(args, base):  # again: from here on nobody else changes it
             return final, final
-        shutil.rmtree(final / "unfinished", ignore_errors=True)  # of an earlier try to overwrite it
-        (final / "unfinished").mkdir()
-        return final, final / "unfinished"
+        if (final / ".unfinished").exists():  # an earlier try to overwrite it
+            shutil.rmtree(final / ".unfinished")
+        (final / ".unfinished").mkdir()
+        return final, final / ".unfinished"
     name = args.method if args.method == "full" else f"{args.method}-r{args.rank}"
     for number in range(1, 100_000):
         final = Path("out", f"{name}-{number}")
         try:
             final.mkdir(parents=True)
+            stack.enter_context(locked(final))
             return final, final
         except FileExistsError:
             continue
@@ -432,30 +504,34 @@ def announce(args, run: Run, method: Method) -> None:
         print(f"step 1  moves the weights by rms(ΔW)/lr = {method.first_step:.2f}; full fine-tuning's is 1")
     update = min(args.batch_size * args.grad_accum, len(run.examples))
     print(f"loop    AdamW, {args.steps} steps of {update} {run.noun}, {args.steps * update / len(run.examples):.3g} "
-          f"epochs, peak learning rate {args.lr:g}", flush=True)
+          f"epochs, peak learning rate {args.lr:g}" + f", {WORLD} processes" * (WORLD > 1), flush=True)
 
 
 def answer(run: Run, when: str) -> list[dict]:
     """The graded answers to the test problems, and a line with their pass@1; without any, to the one shown."""
     start, count = time.time(), len(run.problems)
-    progress = Progress(f"pass@1 {when}", count, sys.stdout, quiet=10) if count else None
+    first, each = run.share if count else (0, 1)
+    problems = (run.problems or run.shown)[first::each]
+    progress = Progress(f"pass@1 {when}", len(problems), sys.stdout, quiet=10) if problems and count else None
     mixed = run.dtype != run.model.model.embed_tokens.weight.dtype
     with torch.autocast(run.device.type, run.dtype, enabled=mixed):
-        records = solve(run.model, run.encoding, run.problems or run.shown, run.chat, 256 if count else 64,
-                        progress)
+        records = solve(run.model, run.encoding, problems, run.chat, 256 if count else 64, progress)
+    if each > 1:
+        records = sorted(({**record, "id": record["id"] * each + k} for k, part in enumerate(gathered(records))
+                          for record in part), key=lambda record: record["id"])
     if count:
         share = 100 * summarize(records)["pass1"]
         print(f"pass@1 {when}: {count:,} problems, {share:.1f}% in {time.time() - start:.0f} s", flush=True)
     return records
 
 
-def fit(parser: Parser, args, run: Run, method: Method, before: list[dict], metrics: Path) -> list[dict]:
-    """Trains; a row of metrics a step. A run that diverges ends here, in one line."""
+def fit(parser: Parser, args, run: Run, method: Method, state, results: dict, final: Path, folder: Path) -> list[dict]:
+    """Trains, from the checkpoint's state if there is one; a row of metrics a step. Divergence ends it in one line."""
     if args.compile:
         run.model.compile()  # in place: no wrapper whose name would get into the adapter's keys
-    batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed)
-    progress, val = Progress("step", args.steps, sys.stdout), ""
-    known = f"  pass@1 {100 * summarize(before)['pass1']:.1f}%" if run.problems and progress.terminal else ""
+    done, stop, saved = state["rows"] if state else [], [], time.monotonic()
+    progress, val = Progress("step", args.steps, sys.stdout, first=len(done)), ""
+    known = f"  pass@1 {100 * summarize(results['before'])['pass1']:.1f}%" if run.problems and progress.terminal else ""
 
     def log(row):
         nonlocal val
@@ -463,11 +539,36 @@ def fit(parser: Parser, args, run: Run, method: Method, before: list[dict], metr
         val = f"  val {row['val_loss']:.4f}" if fresh else val
         progress(row["step"], f"loss {row['loss']:.4f}{val}{known}  {row['tokens_per_s']:,.0f} tok/s", always=fresh)
 
+    def on_signal(number, frame):
+        stop.append(number)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if RANK == 0:
+            os.write(2, b"\nfinishing the step and saving it; once more stops at once\n")  # print may be in use already
+
+    def after(rows, optimizer):
+        nonlocal saved
+        step, every = len(rows), args.checkpoint_every
+        due = step % every == 0 if every else RANK == 0 and time.monotonic() - saved >= 600
+        stopped, due = summed(torch.tensor([len(stop), due])).tolist()  # all processes do the same
+        if stopped or due:
+            save_checkpoint(args, run, folder / CHECKPOINT, rows, optimizer, results)
+            saved = time.monotonic()
+        if stopped:
+            print(f"\nstopped after step {step} of {args.steps}. {how_to_go_on(final, folder)}", flush=True)
+            sys.exit(128 + (stop or [signal.SIGTERM])[0])
+
+    batches = epochs(run.examples, args.batch_size, args.grad_accum, args.seed, len(done), (RANK, WORLD))
+    if RANK > 0:
+        torch.manual_seed(args.seed + RANK)  # its own dropout
+    if state and len(state["random"]) == WORLD:  # else from the seed again: the data's order is the same all the same
+        set_random(state["random"][RANK], run.device)
+    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         rows = train(run.model, batches, args.steps, args.lr, grad_accum=args.grad_accum, grad_clip=args.grad_clip,
                      weight_decay=args.weight_decay, lr_ratio=method.lr_ratio, val_batches=run.val_batches,
-                     eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, metrics=metrics,
-                     log=log, autocast=None if run.dtype == torch.float32 else run.dtype)
+                     eval_every=args.eval_every or max(1, args.steps // 4), drift=args.drift, log=log, after=after,
+                     done=done, state=state and state["optimizer"], metrics=None if RANK else folder / "metrics.csv",
+                     autocast=None if run.dtype == torch.float32 else run.dtype)
         if not math.isfinite(rows[-1]["val_loss"] or 0):  # of weights that are finite, and too large
             raise FloatingPointError(f"validation loss that is not finite after step {args.steps}")
         return rows
@@ -475,17 +576,20 @@ def fit(parser: Parser, args, run: Run, method: Method, before: list[dict], metr
         cure = f"alpha·lr = {method.alpha * args.lr:g}: lower --lr or alpha" if method.alpha else "lower --lr"
         cure += " or --lr-ratio" if args.method == "lora+" else ""
         print()  # ends the line of the progress bar
-        parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {metrics}")
+        if RANK > 0:
+            time.sleep(1)  # the first says so, before torchrun ends it because of this one
+            sys.exit(2)
+        parser.error(f"the run diverged: {error}; {cure}. The steps until then are in {folder / 'metrics.csv'}")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def save(args, run: Run, method: Method, folder: Path) -> None:
+def save(args, run: Run, folder: Path) -> None:
     """The adapter, or with full fine-tuning the model; each file is renamed into place when it is whole."""
     if args.method == "full":
-        save_model(run.model, folder)
-        copy_tokenizer(run.base, folder)
+        save_model(run.model, folder, run.base)
         return
-    if method.start:
-        pissa_to_lora(run.model, method.start)
     name = os.path.abspath(args.base) if Path(args.base).exists() else args.base
     save_adapter(run.model, folder, base=name if os.path.isabs(name) else name.partition("@")[0])  # as PEFT has it
     write_json(folder / "training.json", dict(base=name, base_sha256=base_sha256(run.base), **run.asked))
@@ -513,7 +617,7 @@ def described(args, run: Run, method: Method, results: dict) -> dict:
             "n_train": len(run.examples), "n_val": run.n_val,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "machine": dict(platform=platform.platform(), processor=platform.machine(), gpu=gpu,
-                            threads=torch.get_num_threads()),
+                            threads=torch.get_num_threads(), processes=WORLD),
             "commit": commit(), "results": results}
 
 
@@ -528,18 +632,6 @@ def commit() -> str | None:
         return None
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
     return f"{git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"
-
-
-def replace_run(new: Path, old: Path) -> None:
-    """Moves a finished run's files into the folder of the one that it overwrites, whose own files go."""
-    ours = re.compile(r"(run|training)\.json|metrics\.csv|config\.json|adapter_.*|.*\.safetensors")
-    for path in old.iterdir():
-        if COPIED.fullmatch(path.name) or ours.fullmatch(path.name):
-            path.unlink()
-    shutil.rmtree(old / "merged", ignore_errors=True)
-    for path in new.iterdir():
-        os.replace(path, old / path.name)
-    new.rmdir()
 
 
 def report(args, run: Run, folder: Path, results: dict, before, after) -> None:
@@ -587,6 +679,244 @@ def short(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+# ---- Several processes, by torchrun ----------------------------------------------------------------------------------
+
+
+def join():
+    """Enters the group of torchrun's processes, where there are several; returns what leaves it."""
+    if WORLD == 1:
+        return lambda: None
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return distributed.destroy_process_group
+
+
+def gathered(value) -> list:
+    """The value of each process, in their order."""
+    values = [value] * WORLD
+    if WORLD > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def together(parser: Parser, step, alone: bool = False):
+    """What step() gives, in every process its own, or with alone in all what it gave in the first one.
+
+    A mistake ends all of them and is told once: by the first process that met it."""
+    result = mistake = None
+    try:
+        if RANK == 0 or not alone:
+            result = step()
+    except (SystemExit, ValueError, OSError, re.error) as error:
+        mistake = error
+    status = None if mistake is None else getattr(mistake, "code", 2)
+    every = gathered((status, result if alone else None))
+    first = next((k for k, (status, _) in enumerate(every) if status is not None), None)
+    if first is None:
+        return every[0][1] if alone else result
+    if first == RANK and not isinstance(mistake, SystemExit):  # which has said why
+        parser.error(mistake)
+    time.sleep(first != RANK)  # torchrun ends all once one has ended, and that one is to speak first
+    sys.exit(every[first][0])
+
+
+def shard(model: GPT, device: torch.device) -> None:
+    """FSDP2: each process keeps its share of every block's weights, and gathers a block's while it computes with it.
+
+    Adapters are injected after it, so they are whole everywhere, and only frozen weights are split."""
+    from torch.distributed.fsdp import fully_shard
+    mesh = distributed.init_device_mesh(device.type, (WORLD,))
+    for block in model.requires_grad_(False).model.layers:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    model.to(device)
+
+
+# ---- Checkpoints -----------------------------------------------------------------------------------------------------
+
+CHECKPOINT = "checkpoint.safetensors"
+# Flags that a run may go on with at other values: they change nothing that is learnt.
+FREE = {"out", "overwrite", "resume", "checkpoint_every", "eval_every", "eval_problems", "merge", "device", "compile"}
+
+
+def save_checkpoint(args, run: Run, path: Path, rows: list[dict], optimizer, results: dict) -> None:
+    """All that the next step depends on, in one file: its renaming is the moment at which it replaces the last one."""
+    tensors = {f"model.{name}": p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{key}": tensor for key, tensor in state.items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise FloatingPointError(f"weights that are not finite after step {len(rows)}")
+    for rank, states in enumerate(gathered(random_states(run.device))):
+        tensors |= {f"random.{rank}.{name}": state for name, state in states.items()}
+    if RANK > 0:
+        return
+    flags = vars(args) | {"dtype": str(run.dtype).removeprefix("torch.")}
+    text = json.dumps(dict(flags=flags, cwd=os.getcwd(), origin=origin(args, run), rows=rows, **results))
+    tensors["state"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    write_tensors(path, tensors | {"sha256": sha256(tensors)})
+
+
+def read_checkpoint(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """What was not a tensor, and the tensors. ValueError for a file that is not as it was written."""
+    tensors = read_tensors(path)
+    stored = tensors.pop("sha256", torch.empty(0))
+    if not torch.equal(stored, sha256(tensors)):
+        raise ValueError(f"{path}: it is damaged, or no checkpoint: its sha256 is another; start the run anew")
+    return json.loads(bytes(tensors.pop("state").numpy())), tensors
+
+
+def load_checkpoint(args, run: Run, path: Path) -> dict:
+    """Puts the weights back and returns the rest. ValueError where data or base are no longer what they were."""
+    state, tensors = read_checkpoint(path)
+    for name, digest in origin(args, run).items():
+        if digest != state["origin"].get(name):
+            raise ValueError(f"{name} has changed since the run began: sha256 {state['origin'].get(name)} then, "
+                             f"{digest} now; put it back, or start the run anew")
+    state |= dict(optimizer={}, random={})
+    for name, tensor in tensors.items():
+        kind, _, name = name.partition(".")
+        if kind == "model":
+            run.model.get_parameter(name).data.copy_(tensor)
+        else:  # the number of a parameter, or of a process
+            number, _, name = name.partition(".")
+            state[kind].setdefault(int(number), {})[name] = tensor
+    return state
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state()} | cuda
+
+
+def set_random(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def sha256(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def origin(args, run: Run) -> dict[str, str]:
+    """{what: sha256} of the data files and the base's."""
+    data = {"--val": Path(args.val)} if args.val else {}
+    data |= {f"--data's {name}": data_file(args.data, name) for name in ("train", "val", "test")}
+    return ({name: sha256_of([path]) for name, path in data.items() if path.is_file()}
+            | {f"--base's {name}": digest for name, digest in weights_of(run.base).items()})
+
+
+def checkpoint_of(out: Path) -> Path:
+    """The checkpoint in a run's folder; that of a run which is to overwrite it comes first."""
+    for path in (out / ".unfinished" / CHECKPOINT, out / CHECKPOINT):
+        if path.is_file():
+            return path
+    raise ValueError(f"--out {out} holds no checkpoint: there is nothing to resume, leave out --resume")
+
+
+def how_to_go_on(final: Path, folder: Path) -> str:
+    start = ["torchrun", "--nproc_per_node", str(WORLD)] if WORLD > 1 else ["python"]
+    command = shlex.join([*start, "train.py", "--resume", "--out", short(final)])
+    return (f"To go on from the last checkpoint: {command}" if (folder / CHECKPOINT).is_file() else
+            f"No checkpoint was written yet; what was saved is in {short(folder)}")
+
+
+def take_flags(parser: Parser, args) -> None:
+    """The flags of the run in --out. One that is given as well must have the same value, but for those of FREE."""
+    try:
+        out = Path(args.out or "")
+        if args.out is None or not out.is_dir():
+            raise ValueError(f"--out {args.out}: --resume needs the folder of the run that is to go on")
+        if any((out / part / "run.json").exists() for part in (".unfinished", ".finished")):
+            with locked(out):
+                finish_overwrite(out)
+        if (out / "run.json").exists() and not (out / ".unfinished" / CHECKPOINT).exists():
+            print(f"the run in {args.out} is finished: there is nothing to do")
+            sys.exit(0)
+        state, _ = read_checkpoint(checkpoint_of(out))
+    except (ValueError, OSError) as error:
+        parser.error(error)
+    for name, value in state["flags"].items():
+        paths = name in ("base", "data", "val", "init") and value
+        if paths and Path(state["cwd"], value).exists() and os.getcwd() != state["cwd"]:
+            value = os.path.join(state["cwd"], value)
+        mine, given = getattr(args, name), name in parser.given or getattr(args, name) is True
+        same = mine == value or paths and mine and os.path.abspath(mine) == os.path.abspath(value)
+        if given and not same and name not in FREE:
+            parser.error(f"--{name.replace('_', '-')} {mine}: the run in {args.out} has {value}; leave it out")
+        if not given and name not in ("resume", "overwrite"):
+            setattr(args, name, value)
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Makes the folder this process's own. ValueError, naming the other, where it belongs to one that is alive.
+
+    flock: the kernel frees it when a process ends, however it ends. Where a network file system does not carry it to
+    other machines, the file's machine and time count, which is renewed every minute.
+    """
+    path, here, fresh = folder / "lock", platform.node(), False
+    while not fresh:  # else the process before removed it just now
+        file, held = open(path, "a+", encoding="utf-8"), None  # None: a system or file system without such locks
+        with contextlib.suppress(AttributeError, OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = False
+            except BlockingIOError:
+                held = True
+        fresh = held or path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    file.seek(0)
+    pid, _, host = file.read().partition(" ")
+    age = time.time() - os.fstat(file.fileno()).st_mtime
+    if held or pid and age < 300 and (held is None or host != here):
+        file.close()
+        seen = "and it is alive" if held else f"seen {age:.0f} s ago; a dead one's lock ends after 300 s"
+        raise ValueError(f"--out {folder} belongs to process {pid or 'unknown'} on {host or here}, {seen}: choose "
+                         "another name, or wait for its end")
+    file.truncate(0)
+    file.write(f"{os.getpid()} {here}")
+    file.flush()
+    ended = threading.Event()
+
+    def renew():
+        while not ended.wait(60):
+            os.utime(file.fileno())
+
+    threading.Thread(target=renew, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def finish_overwrite(out: Path) -> None:
+    """Puts a whole new run from out/.unfinished in the old one's place. Cut off anywhere, it can be called again.
+
+    The old run's files go while the new ones are all in .unfinished; its renaming to .finished says that they may move.
+    """
+    ours = re.compile(r"(run|training)\.json|metrics\.csv|config\.json|adapter_.*|.*\.safetensors")
+    new = out / ".finished"
+    if (out / ".unfinished/run.json").exists():
+        for path in sorted(out.iterdir(), key=lambda path: path.name != "run.json"):  # run.json first
+            if COPIED.fullmatch(path.name) or ours.fullmatch(path.name):
+                path.unlink()
+        if (out / "merged").exists():
+            shutil.rmtree(out / "merged")
+        os.rename(out / ".unfinished", new)
+        sync(out)
+    if (new / "run.json").exists():
+        for path in sorted(new.iterdir(), key=lambda path: path.name == "run.json"):  # run.json last
+            os.replace(path, out / path.name)
+        new.rmdir()
+        sync(out)
+
+
 # ---- The command merge -----------------------------------------------------------------------------------------------
 
 
@@ -599,12 +929,14 @@ def merge(argv):
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or empty folder")
     args = parser.parse_args(argv)
     try:
-        if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
+        out = Path(args.out)
+        cut_off = (out / "config.json.tmp").exists() and not (out / "config.json").exists()  # a merge that was killed
+        if out.exists() and (not out.is_dir() or any(out.iterdir()) and not cut_off):
             raise ValueError(f"--out {args.out} is not an empty folder: choose another name")
         adapter = resolve(args.adapter, "--adapter")
         _, base = pick_base(args.base, {args.adapter: adapter})
         model = load_adapter(load_model(base), adapter)
-        print(f"merged model in {args.out}: {save_merged(model, args.out, base)}")
+        print(f"merged model in {args.out}: {save_merged(model, out, base)}")
     except (ValueError, OSError) as error:
         parser.error(error)
 
@@ -614,17 +946,22 @@ def save_merged(model, folder: Path, base: Path) -> str:
     layers = lora_layers(model).values()
     changed = sum(int((layer.merged_weight() != layer.base.weight).sum()) for layer in layers)
     share = changed / sum(layer.base.weight.numel() for layer in layers)
-    save_model(merge_lora(model), folder)
-    copy_tokenizer(base, folder)
+    merge_lora(model)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # bfloat16 loses what moves by less than half a step
-    config = read_json(Path(base, "config.json"))
-    config.pop("dtype", None)  # transformers 5's name for torch_dtype, which it reads as well
-    write_json(Path(folder, "config.json"), config | {"torch_dtype": dtype})
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "config.json.tmp").touch()  # the mark of a merge that is not whole
+        save_model(model, folder, base)
+    except BaseException:  # the same command can be tried again
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return f"{100 * share:.2f}% of the adapted weights changed, in {dtype}"
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ntrain.py: interrupted; nothing that was saved before has changed")
+        print("\ntrain.py: interrupted; nothing that was saved before has changed", file=sys.stderr)
+        sys.exit(130)

@@ -13,6 +13,7 @@ import calibrate
 import curvature
 import gpu
 import grid
+import gsm8k
 import mlp
 import rank_law
 import smollm2
@@ -20,7 +21,7 @@ import smollm2
 from eval_pass1 import Parser, plain_output
 
 README = grid.HERE / "README.md"
-SCRIPTS = [curvature, mlp, alpha_vs_lr, rank_law, baselines, gpu, smollm2]
+SCRIPTS = [curvature, mlp, alpha_vs_lr, rank_law, baselines, gpu, smollm2, gsm8k]
 QUICK = ["--steps", "12", "--batch-size", "4", "--val-problems", "20", "--out", "out/experiments/calibrate.csv"]
 
 

@@ -227,7 +227,7 @@ def picture(rows: list[dict], path: Path) -> None:
     middle.legend(frameon=False, fontsize=8)
     right.set(xscale="log", yscale="log", xlabel="factor", title="mean drift ratio")
     fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    fig.savefig(path, dpi=130, format="png")
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def picture(rows: list[dict], path: Path) -> None:
     right.set(xscale="log", xlabel="validation loss", ylabel="loss on the base's corpus", title="learnt and forgotten")
     fig.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=7, frameon=False, fontsize=8)
     fig.tight_layout(rect=(0, 0.06, 1, 1))
-    fig.savefig(path, dpi=130)
+    fig.savefig(path, dpi=130, format="png")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import grid  # puts the modules above this folder on the path
 from curvature import sharpness
 from rank_law import optimum
 
-from eval_pass1 import Parser, plain_output
+from eval_pass1 import Parser, plain_output, within
 from lora_alpha import collate, epochs, evaluate, lora_layers, train
 from train import first_step_ratio, parse_args, short
 
@@ -144,21 +144,16 @@ def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--base", default="data/base", metavar="FOLDER", help="Hugging Face model folder")
     parser.add_argument("--data", default="data/equations", metavar="PATH", help="problems, as train.py takes them")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 32], metavar="R", help="(default: 4 32)")
-    parser.add_argument("--steps", type=int, default=150, metavar="N", help="updates of a whole run (default: 150)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="problems an update (default: 8)")
-    parser.add_argument("--lr", type=float, metavar="LR", help="the learning rate to keep (default: train.py's)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of A's init and the data's order")
-    parser.add_argument("--val-problems", type=int, default=100, metavar="N", help="to choose by (default: 100)")
-    parser.add_argument("--processes", type=int, metavar="N", help="runs at a time (default: one a core)")
+    parser.add_argument("--ranks", type=within(1), nargs="+", default=[4, 32], metavar="R", help="(default: 4 32)")
+    parser.add_argument("--steps", type=within(4), default=150, metavar="N", help="updates of a run (default: 150)")
+    parser.add_argument("--batch-size", type=within(1), default=8, metavar="N", help="problems an update (default: 8)")
+    parser.add_argument("--lr", type=within(1e-30, 1e30, float), metavar="LR", help="to keep (default: train.py's)")
+    parser.add_argument("--seed", type=within(0, 2**32 - 1), default=0, metavar="N", help="of A and the data's order")
+    parser.add_argument("--val-problems", type=within(1), default=100, metavar="N", help="to choose by (default: 100)")
+    parser.add_argument("--processes", type=within(1, 1024), metavar="N", help="runs at a time (default: one a core)")
     parser.add_argument("--out", default="out/calibrate.csv", metavar="FILE",
                         help="finished runs (default: out/calibrate.csv)")
     args = parser.parse_args(argv)
-    for name, low in (("steps", 4), ("batch_size", 1), ("val_problems", 1)):
-        if getattr(args, name) < low:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be {low} or more")
-    if min(args.ranks) < 1:
-        parser.error(f"--ranks {min(args.ranks)}: a rank must be 1 or more")
     start = time.time()
     base, data = (str((p if (p := Path(path)).exists() else ROOT / path).resolve()) for path in (args.base, args.data))
     try:

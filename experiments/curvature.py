@@ -20,9 +20,10 @@ import grid  # puts the modules above this folder on the path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf import load_config, load_model, load_tokenizer
+from hf import load_config, load_model
 from lora_alpha import collate, epochs, inject_lora, lora_layers, lora_scaling, train
-from problems import encode_example, end_tokens, load_problems
+from problems import encode_example, load_problems
+from tokens import end_tokens, load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -277,7 +278,7 @@ def picture(rows: list[dict], path: Path) -> None:
     right.set(xscale="log", yscale="log", xlabel="2/λmax", ylabel="largest stable rate",
               title="gradient descent, rank 16")
     fig.tight_layout()
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=150, format="png")
 
 
 if __name__ == "__main__":

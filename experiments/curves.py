@@ -12,10 +12,10 @@ import math
 import os
 from pathlib import Path
 
-import grid  # noqa: F401  (puts the modules above this folder on the path)
+import grid  # puts the modules above this folder on the path
 
 from eval_pass1 import Parser, plain_output
-from hf import is_number, read_json
+from hf import is_number, read_json, replacing
 
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito: for every eye
 DRIFT = {"signal": "signal, ‖s·(δB·A + B·δA)‖", "drift": "drift, ‖s·δB·δA‖", "drift_ratio": "drift / signal"}
@@ -123,8 +123,8 @@ def main():
         out = args.out or folders[0].resolve().parent / "curves.png"
         out.parent.mkdir(parents=True, exist_ok=True)
         fig = picture(runs, args.drift)
-        fig.savefig(out.with_name(out.name + ".tmp"), dpi=120, format=out.suffix[1:] or "png")  # whole, then in place
-        os.replace(out.with_name(out.name + ".tmp"), out)
+        with replacing(out) as path:
+            fig.savefig(path, dpi=120, format=out.suffix[1:] or "png")
     except ModuleNotFoundError as error:
         parser.error(f"the pictures need it: pip install {error.name}")
     except (ValueError, OSError) as error:
@@ -133,4 +133,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    grid.stoppable(main)

@@ -19,6 +19,7 @@ import grid  # puts the modules above this folder on the path
 import torch
 
 from eval_pass1 import Parser, plain_output
+from hf import replacing
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "out/first_table"
@@ -42,8 +43,11 @@ def run(method: str, lr: float, seed: int, pass1: bool) -> dict:
         flags = ["--rank", "16", "--method", method, "--lr", f"{lr:g}", "--seed", str(seed), "--dtype", "float32"]
         flags += [] if pass1 else ["--eval-problems", "0"]
         print("python train.py", *flags, flush=True)
-        done = subprocess.run([sys.executable, HERE.parent / "train.py", *flags, "--out", out], check=False,
+        flags += ["--out", str(out), "--overwrite"]  # what a stopped run has left there
+        done = subprocess.run([sys.executable, HERE.parent / "train.py", *flags], check=False,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode and "diverged" not in done.stderr:
+            sys.exit(done.stderr.strip())
         if done.returncode:  # a rate at which training diverges is a result as well
             print(f"  {done.stderr.strip()}", flush=True)
             return dict(method=method, lr=lr, seed=seed, val_loss_after=float("inf"), device=DEVICE)
@@ -106,7 +110,8 @@ def picture(rows: list[dict]) -> None:
            title="data/equations on data/base, rank 16, a line a seed")
     ax.legend(frameon=False)
     fig.tight_layout()
-    fig.savefig(Path(__file__).with_suffix(".png"), dpi=120)
+    with replacing(Path(__file__).with_suffix(".png")) as path:
+        fig.savefig(path, dpi=120, format="png")
 
 
 def read() -> list[dict]:
@@ -125,10 +130,8 @@ def main():
     for method, lr in [("lora-alpha", SHARED_RATE), ("lora", SHARED_RATE), ("lora", lora_rate), ("full", full_rate)]:
         rows += [run(method, lr, seed, True) for seed in SEEDS]
     elsewhere = [row for row in read() if row["device"] != DEVICE]
-    with open(Path(__file__).with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows + elsewhere)
+    with replacing(Path(__file__).with_suffix(".csv")) as path:
+        grid.append(path, rows + elsewhere, COLUMNS)
     before = next(100 * row["pass1_before"] for row in rows if row["pass1_before"] is not None)
     print(f"\nthe base before training: pass@1 {before:.1f}%\n\n{markdown(rows + elsewhere)}")
     picture(rows)

@@ -91,4 +91,8 @@ def main(flags: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ngraders.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -7,27 +7,73 @@ holds here.
 """
 
 import csv
+import io
 import os
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
 HERE = Path(__file__).resolve().parent
+if Path(sys.argv[0]).resolve().parent == HERE:  # not in a test. Ctrl-C ends a pool's processes, and these scripts while
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # they import torch for seconds, at once and without words
+
+import torch  # noqa: E402
+
 sys.path.insert(0, str(HERE.parent))  # the scripts stand in a folder of their own, the modules above it
 
 from eval_pass1 import Parser, plain_output  # noqa: E402
+from hf import replacing  # noqa: E402
+
+
+def whole(path: Path) -> str:
+    """The CSV file but what a kill or a full disk has cut: what follows the last line feed, lines that lack columns."""
+    content = path.read_bytes() if path.is_file() else b""
+    lines = content[: content.rfind(b"\n") + 1].decode().splitlines(keepends=True)
+    columns = [len(next(csv.reader([line]), [])) for line in lines]
+    return "".join(line for line, count in zip(lines, columns) if count == columns[0])
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The lines of the CSV file, numbers as floats where they are such; none where there is no file."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    """The whole lines of the CSV file, numbers as floats where they are such; none where there is no file."""
+    return [{name: number(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(whole(path)))]
+
+
+def mended(path: Path, names: list[str]) -> list[dict]:
+    """The rows of the CSV file, from which what was cut is removed: the cell, of columns names, is run again, whole."""
+    rows, lines = read_rows(path), whole(path).splitlines(keepends=True)
+    content = path.read_bytes() if path.is_file() else b""
+    if "".join(lines).encode() == content:
+        return rows
+    rest = content[content.rfind(b"\n") + 1 :].decode(errors="ignore")
+    if rows and rest:  # a cell may have several lines: those before the cut one go as well, if they may be its own
+        header, last, cut = csv.reader([lines[0], lines[-1], rest])
+        if all(value.startswith(part) for name, value, part in zip(header, last, cut) if name in names):
+            rows = [row for row in rows if key(row, names) != key(rows[-1], names)]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines[: 1 + len(rows)]), encoding="utf-8", newline="")
+    return rows
+
+
+def append(path: Path, rows: list[dict], columns: list[str]) -> None:
+    """Adds the lines to the CSV file, all of them or none, with a header where it has none."""
+    text = io.StringIO()
+    size = path.stat().st_size if path.is_file() else 0
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if not size:
+        writer.writeheader()
+    writer.writerows(rows)
+    with open(path, "ab", buffering=0) as file:
+        try:
+            content = text.getvalue().encode()
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:  # a full disk
+            file.truncate(size)
+            raise
 
 
 def number(text: str):
@@ -47,7 +93,8 @@ def sweep(path: Path, cells: list[dict], work, columns: list[str], processes: in
     work(cell) gives the values beside the cell's own: a dict, or a list of them for several lines. It runs in a process
     of its own with one thread, so it must be a function of a module. A cell's lines are written together.
     """
-    names, rows = list(cells[0]), read_rows(path)
+    names = list(cells[0])
+    rows = mended(path, names)
     varying = [name for name in names if len({cell[name] for cell in cells}) > 1]
     done = {key(row, names) for row in rows}
     left = list({key(cell, names): cell for cell in cells if key(cell, names) not in done}.values())  # each once
@@ -61,12 +108,7 @@ def sweep(path: Path, cells: list[dict], work, columns: list[str], processes: in
             for i, future in enumerate(as_completed(waiting), 1):
                 cell, found = waiting[future], future.result()
                 lines = [{**cell, **values} for values in (found if isinstance(found, list) else [found])]
-                new = not path.is_file()
-                with open(path, "a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, columns, lineterminator="\n")
-                    if new:
-                        writer.writeheader()
-                    writer.writerows(lines)
+                append(path, lines, columns)
                 minutes = (time.time() - start) / i * (len(left) - i) / 60
                 told = " ".join(f"{name} {cell[name]:.6g}" if isinstance(cell[name], float) else f"{name} {cell[name]}"
                                 for name in varying)
@@ -97,7 +139,8 @@ def run(script, quick: bool, plot_only: bool = False) -> list[dict]:
     cells, rows = None, read_rows(path)
     while cells != (cells := script.cells(quick, rows)):
         rows = rows_of(path, cells) if plot_only else sweep(path, cells, script.work, script.COLUMNS)
-    script.picture(rows, path.with_suffix(".png"))
+    with replacing(path.with_suffix(".png")) as picture:
+        script.picture(rows, picture)
     return rows
 
 
@@ -135,16 +178,18 @@ def command(script) -> None:
     args = parser.parse_args()
     try:
         rows = stoppable(lambda: run(script, args.quick, args.plot_only))
-    except FileNotFoundError as error:
-        parser.error(str(error))
+    except OSError as error:  # nothing to plot, a full disk
+        parser.error(error)
     print(report(script, rows, args.quick))
 
 
 def stoppable(work):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return work()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the finished runs are kept, and the same command goes on from there")
+        print("\nstopped; the finished runs are kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":  # a module of the other scripts: --help says what it is

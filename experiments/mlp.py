@@ -155,7 +155,7 @@ def picture(rows: list[dict], path: Path) -> None:
         axes[0].text(0.04, y, route, color=color, transform=axes[0].transAxes)
     axes[0].set_ylabel("squared error after 300 steps (× unstable)")
     fig.tight_layout()
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=150, format="png")
 
 
 if __name__ == "__main__":

@@ -462,7 +462,7 @@ def picture(rows: list[dict], path: Path) -> None:
     of_rest.minorticks_off()
     of_rest.set_visible(len(over_width(rows)) > 1 or len(over_steps(rows)) > 1)
     fig.tight_layout()
-    fig.savefig(path, dpi=120)
+    fig.savefig(path, dpi=120, format="png")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from finetune import best_rate, tuned
 from rank_law import fitted, ridge
 
 from eval_pass1 import wilson
-from hf import load_config, load_tokenizer
-from problems import encode_example, end_tokens, load_problems
+from hf import load_config
+from problems import encode_example, load_problems
+from tokens import end_tokens, load_tokenizer
 
 ROOT = grid.HERE.parent
 COLUMNS = finetune.COLUMNS
@@ -335,7 +336,7 @@ def picture(rows: list[dict], path: Path) -> None:
     right.set_yscale("symlog", linthresh=0.1)
     right.set(yticks=[0, 0.1, 1], yticklabels=["0", "0.1", "1"], ylim=(-0.03, 5))
     fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    fig.savefig(path, dpi=130, format="png")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,17 @@ All three go through lora_alpha.train, in turn, so that other load on the machin
 are of medians. Writes speed.csv (a line a timed step) and speed.png beside this file.
 """
 
-import csv
 import statistics
-import sys
 from pathlib import Path
 
+import grid  # puts the modules above this folder on the path
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, so that this runs as a script
-
-import lora_alpha  # noqa: E402
-from eval_pass1 import Parser, plain_output  # noqa: E402
-from lora_alpha import GPT, GPTConfig, inject_lora  # noqa: E402
+import lora_alpha
+from eval_pass1 import Parser, plain_output, within
+from hf import replacing
+from lora_alpha import GPT, GPTConfig, inject_lora
 
 CONFIG = dict(vocab_size=1024, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8,
               num_key_value_heads=8, rms_norm_eps=1e-5, max_position_embeddings=1024)
@@ -45,12 +43,9 @@ class Peer(nn.Module):
 def main():
     plain_output()
     parser = Parser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each method (default: 12)")
-    parser.add_argument("--steps", type=int, default=5, help="steps a turn, the first untimed (default: 5)")
+    parser.add_argument("--rounds", type=within(1), default=12, help="turns of each method (default: 12)")
+    parser.add_argument("--steps", type=within(2), default=5, help="steps a turn, the first untimed (default: 5)")
     args = parser.parse_args()
-    for name, low in (("rounds", 1), ("steps", 2)):
-        if getattr(args, name) < low:
-            parser.error(f"--{name} {getattr(args, name)}: it must be {low} or more")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,10 +70,8 @@ def main():
             timed = lora_alpha.train(model, [batch] * args.steps, args.steps, 1e-5)[1:]
             rows += [dict(turn=turn, method=name, ms=1000 * tokens[:, 1:].numel() / row["tokens_per_s"])
                      for row in timed]
-    with open(Path(__file__).with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["turn", "method", "ms"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dict(row, ms=f"{row['ms']:.3f}") for row in rows)
+    with replacing(Path(__file__).with_suffix(".csv")) as path:
+        grid.append(path, [dict(row, ms=f"{row['ms']:.3f}") for row in rows], ["turn", "method", "ms"])
 
     median = {name: statistics.median(row["ms"] for row in rows if row["method"] == name) for name in models}
     for name, ms in median.items():
@@ -89,8 +82,9 @@ def main():
     ax.set(xlabel=f"ms a step, {torch.get_num_threads()} CPU threads, float32", xlim=(0, None),
            title="25M parameters, rank 16, 4 x 128 tokens")
     fig.tight_layout()
-    fig.savefig(Path(__file__).with_suffix(".png"), dpi=150)
+    with replacing(Path(__file__).with_suffix(".png")) as path:
+        fig.savefig(path, dpi=150, format="png")
 
 
 if __name__ == "__main__":
-    main()
+    grid.stoppable(main)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import eval_pass1
 import train
 from eval_pass1 import Answer, Progress, printable, solve
-from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model
+from hf import copy_tokenizer, load_model, save_adapter, save_model
 from lora_alpha import GPT, inject_lora
-from problems import PROMPT, decode, draw, end_tokens, load_chat, load_problems, load_tests
+from problems import PROMPT, draw, load_problems, load_tests
+from tokens import decode, end_tokens, load_chat, load_tokenizer
 
 TEMPLATE = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}")
@@ -275,16 +276,6 @@ def test_a_terminal_shows_validation_loss_and_pass1_as_they_come(toy, command, t
     first, last = [line.split("\n")[0] for line in done.stdout.split("\r") if line.startswith("step ")]
     assert "  pass@1 0.0%  " in first and "val" not in first
     assert re.search(r"val \d\.\d{4}  pass@1 0\.0%  [\d,]+ tok/s", last)
-
-
-def test_a_closed_pipe_is_no_mistake_of_the_users(monkeypatch, toy):
-    """As in "| head": main passes it on, and does not call it an error in the flags."""
-    def closed(*args):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(eval_pass1, "ask", closed)
-    with pytest.raises(BrokenPipeError):
-        eval_pass1.main(["--base", str(toy.base), "--adapter", "none", "--ask", "1"])
 
 
 def test_the_bar_of_an_evaluation_shows_how_many_are_right_so_far(toy, encoding):

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from fractions import Fraction
@@ -26,9 +27,10 @@ from hypothesis import strategies as st
 import eval_pass1
 from eval_pass1 import answers, paired_difference, pass1_interval, pass_at_k, summarize
 from grader import equal, is_correct
-from hf import load_model, load_tokenizer, save_adapter
+from hf import load_model, save_adapter
 from lora_alpha import GPTConfig, inject_lora, lora_layers
-from problems import GPQA, PROTOCOLS, Protocol, data_file, decode, end_tokens, load_chat, load_problems
+from problems import GPQA, PROTOCOLS, Protocol, data_file, load_problems
+from tokens import decode, end_tokens, load_chat, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/real"
@@ -57,10 +59,10 @@ def fails(toy, command, tmp_path):
 
 
 def samples_of(folder):
-    """samples.jsonl, without the time that each line took, in order of model, problem and sample."""
+    """samples.jsonl, without the time that each line took and its check, in order of model, problem and sample."""
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["seconds"]
+        del line["seconds"], line["check"]
     return sorted(lines, key=lambda line: (line["adapter"], line["id"], line["sample"]))
 
 
@@ -398,8 +400,8 @@ def test_a_folder_without_a_template_is_told_by_its_special_tokens(tmp_path):
                                       "{{ 1 / 0 }}", "{{ messages[0].content + 1 }}", 5, [dict(name="x")]])
 def test_a_template_that_fails_says_so(tmp_path, template):
     """Broken, or one that refuses the turns: ValueError."""
-    chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
     with pytest.raises(ValueError, match="chat template"):
+        chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
         chat(MESSAGES)
 
 
@@ -454,7 +456,7 @@ def graded_of(says, **options):
     """The record of one completion, a list of tokens."""
     encoding = load_tokenizer(ROOT / "data/base")
     problem = dict(id=0, problem="p", answer="7", kind="math", level="all", subject="all")
-    ((record,),) = answers(Scripted(encoding, {5: says}), encoding, [problem], [[5]], "\nProblem:", (511,), **options)
+    (record,) = answers(Scripted(encoding, {5: says}), encoding, [problem], [[5]], "\nProblem:", (511,), **options)
     return record
 
 
@@ -554,15 +556,128 @@ def test_another_command_does_not_mix_into_a_stored_run(tmp_path, adapters, eval
     assert "no run" in fails(*flags[:-1], adapter, **others)
 
 
-def test_a_sample_that_two_processes_wrote_counts_once(tmp_path, evaluate, fails):
-    """Lines that stand twice change no table; a line that is no sample is named; verdicts are the grader's of today."""
-    flags = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out", tmp_path / "o"]
-    table, path = table_of(evaluate(*flags)), tmp_path / "o/samples.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines, *lines[:2], lines[3].replace('"correct": false', '"correct": true')]))
-    assert table_of(evaluate(*flags)) == table
-    path.write_text(lines[0] + '{"id": 3}\n')
-    assert "line 2" in fails(*flags)
+def test_a_line_that_is_not_as_it_was_written_is_refused(tmp_path, adapters, evaluate, fails):
+    """Edited anywhere, of another run, twice, or no JSON: its number is named, and nothing in the folder changes."""
+    flags, out = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out"], tmp_path / "o"
+    table = table_of(evaluate(*flags, out))
+    evaluate(*flags, tmp_path / "p", "--seed", 1)
+    path = out / "samples.jsonl"
+    lines, other = (file.read_bytes().splitlines(keepends=True) for file in (path, tmp_path / "p/samples.jsonl"))
+    record = json.loads(lines[1])
+    changes = [("id", 10**6), ("id", "x"), ("correct", True), ("tokens", math.nan), ("completion", "\\boxed{7}"),
+               ("adapter", str(adapters[0]))]
+    edits = [*({**record, name: value} for name, value in changes), {"id": 3}, {}, [1], 5, None]
+    edits += [{name: value for name, value in record.items() if name != missing} for missing in record]
+    for line in [*(json.dumps(edit).encode() + b"\n" for edit in edits), b"\n", b"{\n", b"\xff\n", b"[" * 10**5 + b"\n",
+                 other[1], lines[1][:-2] + b"\r\n", lines[1].replace(b'"sample": 0', b'"sample": 00'), lines[0]]:
+        path.write_bytes(lines[0] + line + b"".join(lines[2:]))
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        error = fails(*flags, out)
+        assert f"{path}, line 2: it " in error and "remove the line" in error
+        assert "twice" in error if line == lines[0] else "not as this run wrote it" in error
+        assert before == {path: path.read_bytes() for path in out.iterdir()}
+    path.write_bytes(b"".join(lines[:1] + lines[2:]))  # removed, as the error says
+    assert table_of(evaluate(*flags, out)) == table
+
+
+def test_stored_samples_are_read_as_they_were_written_or_refused(fuzz):
+    """Whatever bytes of the file are changed, and wherever it is cut."""
+    @fuzz(1200)
+    @given(at=st.integers(0, 1500), gone=st.integers(0, 400),
+           new=st.binary(max_size=4) | st.sampled_from([b"\n", b"\r"]))
+    @example(at=1500, gone=1500, new=b"")
+    def check(at, gone, new):
+        records = [dict(id=i, adapter="é\udcff", sample=n, kind="math", level="Level 1", subject="all", seconds=0.1,
+                        prompt="p\u2028", completion=f"\\boxed{{{i}}}", tokens=3, truncated=False,
+                        **eval_pass1.graded(f"\\boxed{{{i}}}", "1", "math")) for i in range(2) for n in range(2)]
+        with tempfile.TemporaryDirectory() as folder:
+            samples = eval_pass1.Samples(Path(folder), dict(seed=0))
+            samples.add(records)
+            samples.file.close()
+            before = samples.path.read_bytes()
+            samples.path.write_bytes(before[:at] + new + before[at + gone :])
+            try:
+                again = eval_pass1.Samples(Path(folder), dict(seed=0))
+            except ValueError as error:
+                assert re.search(r"samples\.jsonl, line \d: it (is not as|stands there)", str(error))
+                return
+            again.file.close()
+            assert all(record in records for record in again.records.values())
+            assert before.count(b"\n", 0, at) <= len(again.records) <= 4
+
+    check()
+
+
+def test_a_second_process_is_refused_while_the_first_is_alive(tmp_path, evaluate, fails):
+    """And the folder is free again when it has ended."""
+    flags = ["--limit", 2, "--max-new-tokens", 2, "--adapter", "none", "--out", tmp_path / "o"]
+    evaluate(*flags)
+    child = subprocess.Popen([sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'a'); "
+                              "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()",
+                              tmp_path / "o/samples.jsonl"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert "belongs to another process, which is alive" in fails(*flags)
+    child.kill()
+    child.communicate()
+    evaluate(*flags)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(tmp_path, toy, evaluate):
+    """The disk takes half of the samples: what was written stands, and the same command ends with the same table."""
+    flags = ["--limit", 12, "--max-new-tokens", 24, "--batch-size", 2, "--adapter", "none", "--out"]
+    whole = table_of(evaluate(*flags, tmp_path / "whole"))
+    size = (tmp_path / "whole/samples.jsonl").stat().st_size
+    program = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+               f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2})); "
+               "import eval_pass1; eval_pass1.main(sys.argv[1:])")
+    done = subprocess.run([sys.executable, "-c", program, "--base", toy.base, *map(str, flags), tmp_path / "o"],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("is kept, and the same command goes on from there")
+    assert "Traceback" not in done.stderr and "File too large" in done.stderr
+    kept = (tmp_path / "o/samples.jsonl").read_bytes()
+    assert len(kept) == size // 2 and not (tmp_path / "o/summary.json").exists()
+    assert table_of(evaluate(*flags, tmp_path / "o")) == whole
+    assert (tmp_path / "o/samples.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+
+
+@pytest.mark.parametrize("out", ["head", "closed", "full"])
+def test_an_evaluation_outlives_its_reader(tmp_path, toy, out):
+    """| head -1, >&- and a device that takes nothing: it goes on to its summary, with status 0 and no traceback."""
+    command = [sys.executable, ROOT / "eval_pass1.py", "--base", toy.base, "--adapter", "none", "--limit", "4",
+               "--max-new-tokens", "4", "--out", "o"]
+    redirect = {"head": "| head -1; exit ${PIPESTATUS[0]}", "closed": ">&-", "full": "> /dev/full"}[out]
+    done = subprocess.run(["bash", "-c", f'"$@" {redirect}', "bash", *command], capture_output=True, cwd=tmp_path,
+                          text=True)
+    assert done.returncode == 0 and "Error" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert json.loads((tmp_path / "o/summary.json").read_text())["models"]["base"]["n"] == 4
+
+
+def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path, toy, adapters, evaluate, fails):
+    """Of stored answers, their adapters, levels and files; of what an adapter says of its base and data; of errors."""
+    odd = "\x1b]0;gone\x07\x9b2J\r\x00"
+    rows = [dict(completion=f"\\boxed{{{odd}}}", gold=f"{odd}{i}", adapter=f"{odd}{i}", level=f"{odd}{j}", correct=True,
+                 type=odd, subject=f"{odd}{j}", kind=odd, id=j) for i in range(2) for j in range(2)]
+    said = [evaluate("--regrade", write_rows(tmp_path / "r\x1b[2J.jsonl", *rows))]
+    adapter = tmp_path / "a\x1b[2J"
+    shutil.copytree(adapters[0], adapter)
+    (adapter / "training.json").write_text(json.dumps(dict(base=odd, base_sha256=odd, prompt=None, system=None)))
+    flags = ["--adapter", adapter, "--limit", 2, "--max-new-tokens", 2]
+    said += [evaluate(*flags), evaluate("--ask", f"1{odd} + 1", "--adapter", adapter, "--max-new-tokens", 9)]
+    for path in (adapter, write_rows(tmp_path / "d.jsonl", {odd: odd}), write_rows(tmp_path / "e.jsonl", *[{
+            "problem": "p", "solution": 1, odd: odd}])):
+        said.append(fails("--data", path, *flags))
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": odd, "r": odd, "target_modules": [odd]}))
+    said.append(fails(*flags))
+    for text in said:
+        assert not {"\x1b", "\x07", "\x9b", "\r", "\x00"} & set(text), text
+    assert sum("\\x1b" in text for text in said) >= 5
+
+
+def test_a_closed_standard_input_asks_nothing(tmp_path, toy):
+    done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", sys.executable, ROOT / "eval_pass1.py", "--base", toy.base,
+                           "--adapter", "none", "--ask", "-"], capture_output=True, cwd=tmp_path, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_adapter_called_base_keeps_its_column(tmp_path, adapters, monkeypatch, evaluate):

@@ -7,10 +7,13 @@ import json
 import math
 import os
 import re
+import resource
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,9 +27,9 @@ import train
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
-NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "curves", "finetune", "gpu", "grid", "mlp",
-         "rank_law", "smollm2"]
-(everything, alpha_vs_lr, baselines, calibrate, curvature, curves, finetune, gpu, grid, mlp, rank_law,
+NAMES = ["all", "alpha_vs_lr", "baselines", "calibrate", "curvature", "curves", "finetune", "gpu", "grid", "gsm8k",
+         "mlp", "rank_law", "smollm2"]
+(everything, alpha_vs_lr, baselines, calibrate, curvature, curves, finetune, gpu, grid, gsm8k, mlp, rank_law,
  smollm2) = (importlib.import_module(name) for name in NAMES)
 
 
@@ -373,6 +376,57 @@ def test_smollm2_follows_the_best_and_no_seed_changes_what_is_tried():
     assert smollm2.ridge(grid.pick(rows, rank=16, arm="lora", seed=0))[1e-4] == pytest.approx(1000, rel=0.3)
 
 
+def played_out_gsm8k():
+    """Every cell of the plan in turn, on losses with a ridge at alpha·lr = 0.1 and answers that are right by arm."""
+    rows = []
+    while left := [cell for cell in gsm8k.cells(False, rows) if not grid.pick(rows, **cell)]:
+        for cell in left:
+            product = cell["lr_ratio"] * cell["alpha"] * cell["lr"] if cell["arm"] == "lora" else 700 * cell["lr"]
+            loss = 0.8 - 0.05 * cell["epochs"] + 0.01 * math.log(product / 0.1) ** 2 + 1e-4 * cell["seed"]
+            right = "".join(str(int((7 * i + cell["seed"]) % 100 < 20 + (cell["alpha"] == 1024))) for i in range(1319))
+            rows.append({**cell, "diverged": int(product > 30), "val_loss": loss, "curve": f"5:{loss + 1} 10:{loss}",
+                         "drift_ratio": 0.01, "base_loss": 3.0, "seconds": 60.0, "device": "a GPU", "first_step": 1.0,
+                         "right": "x" + right if cell["test"] else "", "pass1": ""})
+    return rows
+
+
+def test_gsm8k_tunes_every_arm_alike_and_tests_only_what_is_trained_out(tmp_path):
+    """Played out: rates by factors of 2 with the best inside; three seeds of three epochs at each arm's best and at
+    full fine-tuning's; no other run sees the test problems; tables, claims and picture come from these rows."""
+    rows = played_out_gsm8k()
+    shared = gsm8k.best_rate(rows, gsm8k.FULL)
+    for name, arm in gsm8k.ARMS.items():
+        tried = gsm8k.tuning(rows, name)
+        best = gsm8k.best_rate(rows, name)
+        assert all(b / a == pytest.approx(2, rel=1e-4) for a, b in zip(tried, list(tried)[1:]))
+        assert min(tried) < best < max(tried) and 5 <= len(tried) <= 9
+        product = arm["lr_ratio"] * (arm["alpha"] or 700) * best
+        assert 0.1 / 1.5 < product < 0.15
+        whole = grid.pick(rows, **arm, test=gsm8k.TESTS, dtype="bfloat16")
+        assert {(row["lr"], row["seed"]) for row in whole} == {(lr, s) for lr in (best, shared) for s in (0, 1, 2)}
+        assert len(gsm8k.bands(rows, name)) == 3
+    assert {row["epochs"] for row in rows if row["test"]} == {3}
+    assert len(grid.pick(rows, dtype="float32")) == 1
+    text = gsm8k.told(rows)
+    assert "| 20.1 [" in text and "| 21.2 [" in text
+    assert "c = | 16 | 64 | 256 | 1024 |" in text and "With the base in float32" in text
+    assert re.search(r"\| alpha 1024 = 256·√r \| \S+ \| \S+ \(\S+ to \S+\) \| \S+ \[\S+ \S+\] \| \+1\.0 \[", text)
+    claims = dict(gsm8k.findings(rows))
+    assert [*claims.values()] == ["holds", "does not hold here", "holds", "holds", "holds in 1 of 2 cases"]
+    gsm8k.picture(rows, tmp_path / "x.png")
+    assert gsm8k.told([]) == "Not run at full length." and gsm8k.findings([]) == []
+
+
+@given(st.floats(1.5, 3), st.floats(-0.4, 0.4))
+def test_a_band_is_as_wide_as_the_rates_within_two_percent(width, middle):
+    """On a loss that rises by straight lines over log2 of the rate the width is exact; at an edge it ends there."""
+    losses = {2.0**k: 1 + 0.02 * abs(k - middle) / width for k in range(-6, 7)}
+    low = min(losses.values())
+    assert gsm8k.band(losses) == pytest.approx(2 * width * (1.02 * low - 1) / 0.02, abs=1e-6)
+    assert gsm8k.band({1.0: 1.0, 2.0: 1.001, 4.0: 1.002}) == 2
+    assert gsm8k.band({1.0: 1.0, 2.0: math.inf}) == 0
+
+
 def test_a_gpu_repeats_rank_16_for_more_steps(monkeypatch):
     """Played out: the runs of 200 steps are those of 40 at rank 16 where the same rates are best, and neither plan
     looks at the other's rows: here 200 steps like a rate four times smaller."""
@@ -466,8 +520,9 @@ def test_the_prediction_is_step_matching():
 
 
 @pytest.mark.parametrize("flags, says", [
-    (["--base", "nowhere"], "nowhere"), (["--data", "nowhere.jsonl"], "nowhere.jsonl"), (["--ranks", "0"], "--ranks 0"),
-    (["--steps", "0"], "--steps 0"), (["--lr", "x"], "--lr")])
+    (["--base", "nowhere"], "nowhere"), (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--ranks", "0"], "--ranks: 0"), (["--steps", "3"], "--steps: 3: want int from 4"),
+    (["--lr", "nan"], "--lr: nan: want float"), (["--seed", str(2**32)], "--seed: 4294967296")])
 def test_mistakes_are_one_line(flags, says, capsys):
     with pytest.raises(SystemExit) as end:
         calibrate.main(flags)
@@ -543,3 +598,81 @@ def test_curves_name_what_they_cannot_draw(text, flags, said, tmp_path, command)
     done = command(curves, *flags, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"curves.py: {said}") and done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "metrics.csv"]
+
+
+@pytest.mark.parametrize("work, lines", [(square, 1), (twice, 2)])
+def test_a_csv_that_was_cut_anywhere_is_made_whole(work, lines, tmp_path):
+    """Cut after any byte, the same sweep ends with every cell's lines once; no number cut short is taken for one."""
+    columns, cells = ["x", "name", "square"], [dict(x=x, name="ä, b") for x in (12, 345, 67)]
+    made = [{**cell, **square(cell)} for cell in cells] if work is square else [
+        {**cell, **values} for cell in cells for values in twice(cell)]
+    grid.append(tmp_path / "whole.csv", made, columns)
+    content, wanted = (tmp_path / "whole.csv").read_bytes(), grid.read_rows(tmp_path / "whole.csv")
+    assert len(wanted) == 3 * lines
+    for cut in range(len(content)):
+        if lines == 2 and content[:cut].endswith(b"\n") and content[:cut].count(b"\n") % 2 == 0:
+            continue  # between the two lines of a cell, which are written together
+        path = tmp_path / "cut.csv"
+        path.write_bytes(content[:cut])
+        assert all(row in wanted for row in grid.read_rows(path))
+        with pytest.MonkeyPatch.context() as patch:  # threads: a new process for each cut takes seconds
+            patch.setattr(grid, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+            rows = grid.sweep(path, cells, work, columns)
+        assert sorted(rows, key=str) == sorted(wanted, key=str), cut
+        assert path.read_bytes().count(b"\n") == 1 + 3 * lines
+
+
+def test_a_full_disk_leaves_the_csv_as_it_was(tmp_path):
+    path = tmp_path / "x.csv"
+    grid.append(path, [dict(x=1)], ["x"])
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            grid.append(path, [dict(x="a longer line"), dict(x="another")], ["x"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """start(): mlp.py --quick in a copy, as the leader of its processes; and the folder."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("*.csv", "*.png"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+
+    def start():
+        return subprocess.Popen([sys.executable, "experiments/mlp.py", "--quick"], cwd=tmp_path, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return start, tmp_path
+
+
+@pytest.mark.parametrize("line", [0, pytest.param(1, marks=pytest.mark.thorough)])
+def test_ctrl_c_stops_a_sweep_and_its_processes_without_a_traceback(line, copied):
+    """While torch is imported, without words; after the first run, with what to do next."""
+    process = copied[0]()
+    time.sleep(0.4) if not line else [process.stdout.readline() for _ in range(line + 1)]
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert err == ("\nstopped; the finished runs are kept, and the same command goes on from there\n" if line else "")
+
+
+@pytest.mark.thorough
+def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_rows(copied):
+    start, folder = copied
+    path, kills = folder / "out/experiments/mlp.csv", 0
+    for line in (1, 2):  # after so many runs of this process
+        process = start()
+        for _ in range(line + 1):
+            process.stdout.readline()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        assert len(grid.read_rows(path)) >= line
+    assert kills == 2 and start().communicate(timeout=120)[1] == ""
+    killed = grid.read_rows(path)
+    path.unlink()
+    assert start().communicate(timeout=120)[1] == ""
+    assert sorted(map(str, killed)) == sorted(map(str, grid.read_rows(path)))

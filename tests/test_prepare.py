@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections import Counter
@@ -544,7 +545,7 @@ def test_a_stopped_run_leaves_the_earlier_files(made_up_gsm8k, math_folder, tmp_
     shutil.copy(ROOT / "data/choice/prepare.py", to)
     before = contents(to)
     monkeypatch.setattr(sys, "argv", ["prepare.py"])
-    with pytest.raises(type(stop)):
+    with pytest.raises(SystemExit, match="2" if isinstance(stop, OSError) else "130"):
         runpy.run_path(str(to / "prepare.py"), run_name="__main__")
     assert contents(to) == before
 
@@ -559,3 +560,50 @@ def test_what_others_own_is_ignored_by_git():
         assert ignored(f"data/{name}") and ignored(f"data/{Path(name).parent}/x.tmp/{Path(name).name}"), name
     for name in ("choice/test.csv", "choice/train.csv", "gpqa/prepare.py", "math/prepare.py", "gsm8k/prepare.py"):
         assert not ignored(f"data/{name}"), name
+
+
+PROBLEM = json.dumps({"problem": "1+1", "solution": "\\boxed{2}", "level": "Level 1", "type": "Algebra"}).encode()
+
+
+def test_an_archive_that_would_grow_without_end_is_refused(tmp_path, to, run):
+    """By what it says of itself, before anything is unpacked; a file that no problem has a name like is not read."""
+    files = {"dataset/gpqa_diamond.csv": bytes(101 * 10**6)}
+    (tmp_path / "dataset.zip").write_bytes(as_zip(files))
+    refused(run(gpqa, "--from", tmp_path / "dataset.zip", "--to", to), to, "101,000,000 bytes")
+    for name, fine in (("MATH/test/algebra/1.json", False), ("MATH/notes.bin", True)):
+        with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as archive:
+            for path, content in ((name, bytes(2_000_000)), ("MATH/test/algebra/2.json", PROBLEM)):
+                entry = tarfile.TarInfo(path)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        found = run(maths, "--from", tmp_path / "it.tar.gz", "--to", to)
+        if fine:
+            assert found[0] == 0, found
+        else:
+            refused(found, to, "2,000,000 bytes are no problem")
+
+
+def test_an_archive_that_holds_more_than_it_says_is_refused(tmp_path, to, run):
+    """200 MB that call themselves 1,000 bytes, in a zip of one: no more than that is unpacked."""
+    content = as_zip({"gpqa_diamond.csv": bytes(2 * 10**8)})
+    assert content.count(struct.pack("<I", 2 * 10**8)) == 2  # before the file and in the directory
+    (tmp_path / "dataset.zip").write_bytes(content.replace(struct.pack("<I", 2 * 10**8), struct.pack("<I", 1000)))
+    tracemalloc.start()
+    try:
+        refused(run(gpqa, "--from", tmp_path / "dataset.zip", "--to", to), to, "cannot be read")
+        assert tracemalloc.get_traced_memory()[1] < 30 * 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_archives_of_many_large_or_oddly_named_problems(tmp_path, to, run, monkeypatch):
+    """All together are bounded, too; a control character in a name reaches no terminal."""
+    monkeypatch.setattr(maths, "LARGEST", (1_000_000, 2 * len(PROBLEM)))
+    with tarfile.open(tmp_path / "it.tar", "w") as archive:
+        for name in ("MATH/test/a/1.json", "MATH/test/\x1b[2J/1.json", "\x1b[2J/test/a/2.json", "MATH/test/a/3.json"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(PROBLEM)
+            archive.addfile(entry, io.BytesIO(PROBLEM))
+    found = run(maths, "--from", tmp_path / "it.tar", "--to", to)
+    refused(found, to, "test/a/3.json", "too many for a set of problems")
+    assert "\x1b" not in "".join(found[1:])

@@ -7,18 +7,21 @@ teaches what solving an equation is built of (signed arithmetic, like terms, bra
 ever solved in it: that is left for data/equations.
 """
 
-import argparse
 import base64
 import itertools
 import math
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+
+if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line then as well
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nprepare.py: interrupted\n"), os._exit(130)))
 
 import tiktoken
 import torch
@@ -28,10 +31,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as a script
 
 from data.equations.prepare import bracket, join, linear, nonzero, signed  # noqa: E402
-from eval_pass1 import pass1, solve  # noqa: E402
-from hf import copy_tokenizer, load_model, load_tokenizer, save_model, write_json  # noqa: E402
+from eval_pass1 import Parser, pass1, plain_output, solve, within  # noqa: E402
+from hf import copy_tokenizer, load_model, save_model, write_json  # noqa: E402
 from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
 from problems import load_problems  # noqa: E402
+from tokens import load_tokenizer  # noqa: E402
 
 SEED = 1337
 ROW = 256  # tokens a training row: whole problems one after the other
@@ -359,12 +363,13 @@ def measure(folder: Path) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     usage=argparse.SUPPRESS, allow_abbrev=False)  # no usage: an error is one line
+    plain_output()
+    parser = Parser(description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="small",
                         help="small: 4 layers of width 256; gpu: 6 layers of width 1024 (default: small)")
-    parser.add_argument("--steps", type=int, help="updates (default: 5000 of 16 rows of 256 tokens; gpu: 2500 of 32)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3; gpu: 1e-3)")
+    parser.add_argument("--steps", type=within(1),
+                        help="updates (default: 5000 of 16 rows of 256 tokens; gpu: 2500 of 32)")
+    parser.add_argument("--lr", type=within(0, 1e30, float), help="peak learning rate (default: 2e-3; gpu: 1e-3)")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure the base that is there")
     args = parser.parse_args()
 
@@ -385,4 +390,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -11,6 +11,7 @@ import csv
 import os
 import random
 import re
+import sys
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -70,7 +71,8 @@ def percentages(rng: random.Random):
 KINDS = {"Addition with carry": addition, "Order of operations": order, "Negative numbers": negative,
          "Fractions": fractions, "Percentages": percentages}
 
-if __name__ == "__main__":
+
+def main():
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                             usage=argparse.SUPPRESS, allow_abbrev=False).parse_args()  # --help writes nothing
     rng, seen, made = random.Random(1337), set(), []
@@ -102,3 +104,14 @@ if __name__ == "__main__":
             os.replace(Path(unfinished, name), HERE / name)
     print(f"{', '.join(f'{name} {len(rows)} questions' for name, rows in files.items())}, none in both")
     print(f"in each 40 of every kind: {', '.join(KINDS)}\n\n  python eval_pass1.py --data data/choice")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:  # a full disk
+        print(f"prepare.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -8,8 +8,10 @@ No equation stands in two of the files, under any letter. tests/test_data.py put
 
 import argparse
 import json
+import os
 import random
 import re
+import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -140,13 +142,25 @@ def problems(rng: random.Random) -> list[dict]:
     return made
 
 
-if __name__ == "__main__":
+def main():
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                             usage=argparse.SUPPRESS, allow_abbrev=False).parse_args()  # --help writes nothing
     made = problems(random.Random(1337))
     for name, count in COUNTS.items():
         part, made = made[:count], made[count:]
         text = "".join(json.dumps(problem) + "\n" for problem in part)
-        (HERE / f"{name}.jsonl").write_bytes(text.encode())
+        (HERE / f"{name}.jsonl.tmp").write_bytes(text.encode())  # a stopped run leaves the old file
+        os.replace(HERE / f"{name}.jsonl.tmp", HERE / f"{name}.jsonl")
         levels = Counter(problem["level"] for problem in part)
         print(f"{name}.jsonl {len(part):,} problems, " + ", ".join(f"{k}: {n}" for k, n in sorted(levels.items())))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:  # a full disk
+        print(f"prepare.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import os
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -27,6 +28,9 @@ BY_HAND = ("nothing is downloaded, as GPQA is gated: by hand, get gpqa_diamond.c
            "then python data/gpqa/prepare.py --from FILE")
 
 
+LARGEST = 100_000_000  # bytes of a CSV, 20 times the authors' largest
+
+
 def unzip(path: Path, subset: str, password: str | None) -> bytes:
     """gpqa_SUBSET.csv out of the authors' archive, in memory. Python reads its ZipCrypto, no other encryption."""
     wanted = f"gpqa_{subset}.csv"
@@ -35,10 +39,15 @@ def unzip(path: Path, subset: str, password: str | None) -> bytes:
             name = next((name for name in archive.namelist() if name.rpartition("/")[2] == wanted), None)
             if name is None:
                 raise ValueError(f"{path}: no {wanted} in it; want the authors' dataset.zip")
-            if archive.getinfo(name).flag_bits & 1 and not password:
+            entry = archive.getinfo(name)
+            if entry.flag_bits & 1 and not password:
                 raise ValueError(f"{path} is encrypted: add --password PASSWORD, as printed in the README of "
                                  "https://github.com/idavidrein/gpqa")
-            return archive.read(name, pwd=password and password.encode())
+            if entry.file_size > LARGEST:
+                raise ValueError(f"{path}: {wanted} unpacks to {entry.file_size:,} bytes, not the authors' some "
+                                 "millions; get it anew")
+            with archive.open(entry, pwd=password and password.encode()) as file:
+                return file.read(entry.file_size)  # no more is unpacked, whatever the archive holds; the CRC then fails
     except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}): check --password, or unpack it by hand and give "
                          f"--from {wanted}") from None
@@ -108,4 +117,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import json
 import os
+import sys
 import tempfile
 import urllib.request
 from pathlib import Path
@@ -93,4 +94,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

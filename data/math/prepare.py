@@ -33,6 +33,11 @@ BY_HAND = ("nothing is downloaded: get https://huggingface.co/datasets/HuggingFa
            "python data/math/prepare.py --from FILE")
 
 
+NAME = r"[^/\0-\x1f\x7f-\x9f]+"  # no control characters: names are printed
+PROBLEM = re.compile(rf"(?:^|/)((?:train|test)/{NAME}/(?!\.){NAME}\.json)$")
+LARGEST = 1_000_000, 200_000_000  # bytes of a problem, which has some thousand, and of all 12,500 of them
+
+
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every file that may be a problem, from a folder or an archive."""
     if path.is_dir():
@@ -42,9 +47,14 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
         return
     try:
         with tarfile.open(path) as archive:  # read in memory: no path that an archive names is ever made
+            left = LARGEST[1]
             for member in archive:
-                if member.isfile():
-                    yield member.name, archive.extractfile(member).read()
+                if member.isfile() and (match := PROBLEM.search(member.name)):
+                    left -= member.size
+                    if member.size > LARGEST[0] or left < 0:
+                        what = "bytes are no problem" if left >= 0 else "bytes more are too many for a set of problems"
+                        raise ValueError(f"{path}, {match[1]}: {member.size:,} {what}; {WANT}")
+                    yield match[1], archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: a damaged archive ({error}); get it anew, or unpack it, name the folder") from None
 
@@ -71,7 +81,7 @@ def read(path: Path) -> dict[str, list[dict]]:
     if path.is_dir() or tarfile.is_tarfile(path):
         found = {}
         for name, content in members(path):
-            match = re.search(r"(?:^|/)((?:train|test)/[^/]+/[^/.][^/]*\.json)$", name)
+            match = PROBLEM.search(name)
             if match and match[1] in found:
                 raise ValueError(f"{path}: {match[1]} stands in it twice; {WANT}")
             if match:
@@ -117,4 +127,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        sys.exit(130)

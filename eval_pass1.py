@@ -33,10 +33,11 @@ if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line 
 import torch
 
 from grader import KINDS, extract_answer, is_correct, matches  # noqa: F401  (is_correct: for those who import it here)
-from hf import load_adapter, load_model, load_tokenizer, read_json, resolve, write_json
+from hf import load_adapter, load_model, read_json, resolve, write_json
 from lora_alpha import GPT, lora_layers
-from problems import (PROTOCOLS, Encoding, Protocol, begin_token, chat_for, data_file, decode, draw,
-                      encode_prompt, end_tokens, help_prompts, level_name, load_chat, load_tests, read_rows)
+from problems import (PROTOCOLS, Protocol, chat_for, data_file, draw, encode_prompt, help_prompts, level_name,
+                      load_tests, read_rows)
+from tokens import Encoding, begin_token, decode, end_tokens, load_chat, load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 

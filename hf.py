@@ -1,25 +1,28 @@
-"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, tokenizers, names on the hub.
+"""What Hugging Face and PEFT users have goes in and comes out: model folders, adapters, names on the hub (tokenizers
+stand in tokens.py).
 
 No pickle is read or written. Every file is written under a temporary name and then renamed, or is as it was before.
 """
 
-import base64
+import functools
 import json
 import math
 import os
 import re
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import tiktoken
-import tokenizers
+import regex
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lora_alpha import ALL_LINEAR, GPT, GPTConfig, inject_lora, lora_layers, lora_scaling
+from tokens import load_tokenizer, naming, read_file, read_json  # noqa: F401  (load_tokenizer: hf's, to those outside)
 
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}  # names in a compiled model's
+RELIC = "rotary_emb.inv_freq"  # a tensor of old folders, which is computed
 # The files of tokenizer and generation, which a model that is made of another keeps.
 COPIED = re.compile(r".+\.(tiktoken|jinja)|tokenizer\.model|merges\.txt|(spec|tokenizer|tokenizer_config|vocab|"
                     r"special_tokens_map|added_tokens|chat_template|generation_config)\.json")
@@ -76,16 +79,8 @@ def resolve(name: str | Path, flag: str) -> Path:
 # ---- Model folders ---------------------------------------------------------------------------------------------------
 
 
-def read_json(path: str | Path) -> dict:
-    """The object in a JSON file. ValueError, naming the file, where it holds anything else."""
-    try:
-        return {**json.loads(Path(path).read_text(encoding="utf-8-sig"))}  # a TypeError for a list or a number
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON object ({error})") from None
-
-
 def is_number(value) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # finite, no bool, no int beyond float arithmetic
+    return type(value) in (int, float) and abs(value) < 1e38  # no bool, nothing beyond float32
 
 
 @contextmanager
@@ -127,32 +122,34 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
         temporary.chmod(mode)
 
 
-def read_tensors(path: str | Path, dtype=None, device="cpu") -> dict[str, torch.Tensor]:
-    """A safetensors file's tensors, memory-mapped, floats in dtype; opened anew for each, so that cast pages go."""
-    if not os.path.exists(path):
+def read_tensors(path: str | Path, dtype=None, device="cpu", shapes: dict | None = None) -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors, memory-mapped, floats in dtype; opened anew for each, so that cast pages go.
+
+    shapes: {name: shape} of the floats that may stand in it. ValueError, before one is read, for another.
+    """
+    if not os.path.isfile(path):
         pickles = [file.name for file in Path(path).parent.glob("*.bin")]
         raise ValueError(f"{path}: there is no such file" + "".join(
             f"; {name} is a pickle, which is never loaded: save it as safetensors" for name in sorted(pickles)[:1]))
-    try:
-        tensors = {}
-        for key in sorted(safe_open(path, framework="pt").keys()):
-            tensor = safe_open(path, framework="pt").get_tensor(key)
-            if plain(key) in tensors:
-                raise SafetensorError(f"{key} stands in it twice, with a wrapper's name and without")
-            tensors[plain(key)] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-        return tensors
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: no safetensors file that can be read ({error})") from None
+    with naming(f"{path}: no safetensors file that can be read", (SafetensorError, OSError)):
+        file, keys = safe_open(path, framework="pt"), {}
+        for key in sorted(file.keys()):
+            name, kind, shape = plain(key), file.get_slice(key).get_dtype(), tuple(file.get_slice(key).get_shape())
+            if name in keys or shapes is not None and name not in shapes and not name.endswith(RELIC):
+                raise ValueError(f"{path}: tensor {key} is of no layer here, or of one that has it already")
+            if shapes and name in shapes and (shape != shapes[name] or kind not in ("F64", "F32", "F16", "BF16")):
+                raise ValueError(f"{path}: tensor {name} holds {kind} of shape {shape}, not floats of {shapes[name]}")
+            keys[name] = key
+        tensors = ((name, safe_open(path, framework="pt").get_tensor(key)) for name, key in keys.items()
+                   if not name.endswith(RELIC))
+        return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors}
 
 
-def check_tensors(where, tensors: dict[str, torch.Tensor], shapes: dict[str, tuple]) -> None:
-    """ValueError, naming the tensor, unless these are exactly the tensors of these shapes, and floats."""
-    for name in [*shapes, *sorted(tensors.keys() - shapes.keys())]:
-        if name not in tensors or name not in shapes:
-            raise ValueError(f"{where}: tensor {name} is {'missing' if name in shapes else 'of no layer here'}")
-        dtype, shape = tensors[name].dtype, tuple(tensors[name].shape)
-        if shape != shapes[name] or not dtype.is_floating_point:
-            raise ValueError(f"{where}: tensor {name} holds {dtype} of shape {shape}, not floats of {shapes[name]}")
+def check_tensors(where, tensors: dict[str, torch.Tensor], names) -> None:
+    """ValueError unless all of the names are there, and all numbers finite."""
+    for name in [*names, *tensors]:
+        if name not in tensors:
+            raise ValueError(f"{where}: tensor {name} is missing")
         if not all(abs(end.item()) <= torch.finfo(torch.float32).max for end in tensors[name].aminmax()):  # or NaN
             raise ValueError(f"{where}: tensor {name} holds numbers that are not finite")
 
@@ -170,20 +167,19 @@ def load_config(folder: str | Path) -> GPTConfig:
     kind = str(raw.get("model_type"))
     raw = {**DEFAULTS.get(kind, {}), **raw}
     raw = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0} | {k: value for k, value in raw.items() if value is not None}
-    try:
+    with naming(path):
         need(kind in DEFAULTS, "model_type", raw.get("model_type"), f"one of {', '.join(DEFAULTS)}")
-        for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
-                          "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1}.items():
-            need(raw.get(key, only) == only, key, raw.get(key), only)
         optional = set() if kind == "qwen3" else {"num_key_value_heads", "head_dim"}
         for key, bits in dict(vocab_size=24, hidden_size=20, intermediate_size=20, num_hidden_layers=8, head_dim=20,
                               num_attention_heads=20, num_key_value_heads=20, max_position_embeddings=30).items():
-            size = raw.get(key)
-            fits = type(size) is int and 0 < size <= 2**bits or key not in raw and key in optional
-            need(fits, key, size, f"a whole number from 1 to {2**bits}")
-        tied, types = raw.get("tie_word_embeddings", False), raw.get("layer_types")
+            fits = key in raw and type(raw[key]) is int and 0 < raw[key] <= 2**bits or key in optional - raw.keys()
+            need(fits, key, raw.get(key), f"a whole number from 1 to {2**bits}")
+        for key, only in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None,
+                          "use_sliding_window": False, "is_causal": True, "partial_rotary_factor": 1,
+                          "layer_types": ["full_attention"] * raw["num_hidden_layers"]}.items():
+            need(raw.get(key, only) == only, key, raw.get(key), only)
+        tied = raw.get("tie_word_embeddings", False)
         need(tied in (False, True), "tie_word_embeddings", tied, "true or false")
-        need(types in (None, ["full_attention"] * raw["num_hidden_layers"]), "layer_types", types, "only full")
         window = raw.get("sliding_window") if kind == "mistral" else None
         need(window is None or type(window) is int and window > 0, "sliding_window", window, "null or 1 and more")
         generation = Path(folder, "generation_config.json")
@@ -198,8 +194,6 @@ def load_config(folder: str | Path) -> GPTConfig:
                     max_position_embeddings=min(raw["max_position_embeddings"], window or 2**30),  # full attention
                     eos_token_id=tuple(ends))
         return GPTConfig(**{name: raw[name] for name in GPTConfig.__dataclass_fields__ if name in raw})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def read_rope(raw: dict) -> tuple[float, dict | None]:
@@ -210,8 +204,8 @@ def read_rope(raw: dict) -> tuple[float, dict | None]:
     need(one and rope.get("partial_rotary_factor", 1) == 1, which, rope, "one object, for all dimensions and layers")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     need(kind in ("default", "llama3"), which, rope, "the type default or llama3")
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    theta = rope.get("rope_theta", raw["rope_theta"])
+    theta, names = rope.get("rope_theta", raw["rope_theta"]), (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     scaling = {name: rope.get(name) for name in names if kind == "llama3"}
     for key, value in {"rope_theta": theta, "rms_norm_eps": raw["rms_norm_eps"], **scaling}.items():
         need(is_number(value) and value > 0, key, value, "a number above 0")
@@ -221,22 +215,22 @@ def read_rope(raw: dict) -> tuple[float, dict | None]:
     return theta, scaling or None
 
 
-def read_model_tensors(folder: Path, dtype, device) -> dict[str, torch.Tensor]:
+def read_model_tensors(folder: Path, dtype, device, shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
     """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names, each from its own."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
-        tensors = read_tensors(folder / "model.safetensors", dtype, device)
-    else:
-        tensors, places = {}, read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(
-                isinstance(file, str) and file == os.path.basename(file) for file in places.values()):
-            raise ValueError(f"{index}: needs weight_map, an object from tensors to file names in this folder")
-        for file in sorted(set(places.values())):
-            shard = read_tensors(folder / file, dtype, device)
-            if wrong := sorted(shard.keys() ^ {plain(name) for name in places if places[name] == file}):
-                raise ValueError(f"{folder / file}: tensor {wrong[0]} is not where {index.name} says")
-            tensors |= shard
-    return {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # a harmless relic
+        return read_tensors(folder / "model.safetensors", dtype, device, shapes)
+    tensors, places = {}, read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+            isinstance(file, str) and file == os.path.basename(file) for file in places.values()):
+        raise ValueError(f"{index}: needs weight_map, an object from tensors to file names in this folder")
+    for file in sorted(set(places.values())):
+        shard = read_tensors(folder / file, dtype, device, shapes)
+        named = {plain(name) for name in places if places[name] == file and not name.endswith(RELIC)}
+        if wrong := sorted(shard.keys() ^ named):
+            raise ValueError(f"{folder / file}: tensor {wrong[0]} is not where {index.name} says")
+        tensors |= shard
+    return tensors
 
 
 class Unset(torch.overrides.TorchFunctionMode):
@@ -250,11 +244,11 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     """The GPT in a model folder, in its dtype unless told. ValueError, naming the file or tensor that does not fit."""
     with torch.device("meta"), Unset():  # no memory is taken before the file's own
         model = GPT(load_config(folder))
-    tensors = read_model_tensors(Path(folder), dtype, device)
-    tied, embedding = model.config.tie_word_embeddings, tensors.get("model.embed_tokens.weight")
-    head = tensors.setdefault("lm_head.weight", embedding) if tied else None
-    check_tensors(folder, tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()})
-    if tied and head is not embedding and not torch.equal(head, embedding):  # transformers 4 and 5 differ here
+    shapes, tied = {name: tuple(t.shape) for name, t in model.state_dict().items()}, model.config.tie_word_embeddings
+    tensors = read_model_tensors(Path(folder), dtype, device, shapes)
+    check_tensors(folder, tensors, [name for name in shapes if name != "lm_head.weight" or not tied])
+    embedding = tensors["model.embed_tokens.weight"]
+    if tied and not torch.equal(tensors.setdefault("lm_head.weight", embedding), embedding):  # transformers 4 and 5
         raise ValueError(f"{folder}: lm_head.weight is not the embedding: tie_word_embeddings must be false")
     model.load_state_dict(tensors, assign=True)
     model.tie()
@@ -274,13 +268,15 @@ def save_model(model: GPT, folder: str | Path, base: str | Path | None = None) -
         raise ValueError("the model has LoRA adapters: merge_lora it before save_model, or use save_adapter")
     folder, config = Path(folder), model.config
     folder.mkdir(parents=True, exist_ok=True)
-    left_out = "lm_head.weight" if config.tie_word_embeddings else None
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != left_out}
+    tensors = model.state_dict()
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
     kind = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
     raw = {**vars(config), "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
            "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
            "rope_scaling": config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
     del raw["qk_norm"]  # the model type says it
+    check_tensors(folder, tensors, ())
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "generation_config.json", {key: raw[key] for key in ("bos_token_id", "eos_token_id")})
     if base:
@@ -289,6 +285,19 @@ def save_model(model: GPT, folder: str | Path, base: str | Path | None = None) -
         raw.pop("dtype", None)  # transformers 5's name for torch_dtype, which it reads as well
     raw["torch_dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
     write_json(folder / "config.json", raw)
+
+
+def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
+    """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete.
+
+    ValueError for a link out of the folder, which would take a stranger's choice of file along; the hub's are fine."""
+    source = Path(source).resolve()
+    for path in (path for path in source.iterdir() if COPIED.fullmatch(path.name)):
+        place = Path(os.path.realpath(path))
+        if not any(place.is_relative_to(inside) for inside in (source, source.parent.parent / "blobs")):
+            raise ValueError(f"{path}: a link out of its folder: put the file itself there")
+        with replacing(Path(folder, path.name)) as temporary:
+            temporary.write_bytes(read_file(path))
 
 
 # ---- Adapters, in PEFT's format --------------------------------------------------------------------------------------
@@ -326,10 +335,23 @@ def save_adapter(model: torch.nn.Module, folder: str | Path, base: str | None = 
     write_json(Path(folder, "adapter_config.json"), config)
 
 
-def targeted(config: dict, name: str) -> bool:
+PATIENCE = 4  # seconds for all of an adapter's regular expressions
+compiled = functools.lru_cache(10_000)(regex.compile)  # regex itself keeps 500
+
+
+def match(pattern: str, name: str, end: float):
+    """re.match, by which PEFT goes, of regex, which can stop. ValueError where it takes beyond the time end."""
+    with naming(f"the pattern {pattern[:60]!r}", (regex.error, TimeoutError)):
+        if time.monotonic() > end or len(pattern) > 100_000:
+            raise TimeoutError("it or all of them take too long: name the layers instead")
+        return compiled(pattern).match(name, timeout=PATIENCE / 2)
+
+
+def targeted(config: dict, name: str, end: float = math.inf) -> bool:
     """Whether PEFT adapts the layer of this name, by its check_target_module_exists."""
     def named(by):  # a regular expression for the whole name, or a list of whole components at its end
-        return re.fullmatch(by, name) if isinstance(by, str) else any(f".{name}".endswith(f".{end}") for end in by)
+        return match(rf"(?:{by})\Z", name, end) if isinstance(by, str) else any(
+            f".{name}".endswith(f".{last}") for last in by)
     targets, indices = config["target_modules"], config.get("layers_to_transform")
     if str(targets).lower() == ALL_LINEAR:
         targets = r"(.*\.)?(?!lm_head$)[^.]+"
@@ -338,136 +360,58 @@ def targeted(config: dict, name: str) -> bool:
     if indices in (None, []) or isinstance(targets, str) or name in targets:
         return True
     patterns = config.get("layers_pattern") or r".*?\.[^.]*"
-    matches = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", name)
-               for pattern in ([patterns] if isinstance(patterns, str) else patterns))
-    match = next(filter(None, matches), None)
-    return bool(match) and int(match["index"]) in (indices if isinstance(indices, list) else [indices])
+    found = (match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", name, end)
+             for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+    first = next(filter(None, found), None)
+    return bool(first) and int(first["index"]) in (indices if isinstance(indices, list) else [indices])
 
 
-def layer_size(config: dict, name: str) -> tuple[int, float]:
+def layer_size(config: dict, name: str, end: float = math.inf) -> tuple[int, float]:
     """r and alpha (s = alpha/r, rsLoRA or not) of the layer: by the first pattern that matches its name, as in PEFT."""
-    def find(patterns, otherwise):
-        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
-    rank, rslora = find(config.get("rank_pattern") or {}, config.get("r")), config.get("use_rslora")
-    alpha = find(config.get("alpha_pattern") or {}, config.get("lora_alpha"))
+    def find(key, size):
+        patterns = (config.get(key) or {}).items()
+        return next((value for by, value in patterns if match(rf"(.*\.)?({by})$", name, end)), config.get(size))
+    rank, alpha, rslora = find("rank_pattern", "r"), find("alpha_pattern", "lora_alpha"), config.get("use_rslora")
     if type(rank) is not int or rank < 1 or not is_number(alpha) or rslora not in (None, False, True):
         raise ValueError(f"r, lora_alpha, use_rslora = {rank!r}, {alpha!r}, {rslora!r}: want an int, a number, a bool")
     return rank, alpha * math.sqrt(rank) if rslora else alpha
 
 
-def adapter_sizes(config: dict, tensors: dict, modules: dict) -> dict[str, tuple[int, float]]:
-    """{layer: (r, alpha)}. ValueError unless the tensors are exactly those that the config and the modules ask for."""
+def adapter_sizes(config: dict, modules: dict) -> dict[str, tuple[int, float]]:
+    """{layer: (r, alpha)} of the layers that the config adapts, or may. ValueError for what would be read wrongly."""
     for key, value in config.items():
         if key not in KNOWN and value and (key, value) not in (("bias", "none"), ("peft_type", "LORA")):
             raise ValueError(f"{key} = {value!r} is not supported")
     if str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise ValueError(f"init_lora_weights = {config['init_lora_weights']!r} changed the base: save as plain LoRA")
-    sizes, shapes, targets = {}, {}, config.get("target_modules")
-    kinds = torch.nn.Linear if str(targets).lower() == ALL_LINEAR else torch.nn.Module
-    for name, module in modules.items():
-        key = f"{PREFIX}{name}.lora_{{}}.weight"
-        if isinstance(module, kinds) and (key.format("A") in tensors if targets is None else targeted(config, name)):
-            if not isinstance(module, torch.nn.Linear):
-                raise ValueError(f"tensor {key.format('A')} would not be of a linear layer")
-            rank, _ = sizes[name] = layer_size(config, name)
-            shapes |= {key.format("A"): (rank, module.in_features), key.format("B"): (module.out_features, rank)}
-    check_tensors("adapter_model.safetensors", tensors, shapes)
-    return sizes
+    targets, end = config.get("target_modules"), time.monotonic() + PATIENCE
+    kinds = torch.nn.Linear if targets is None or str(targets).lower() == ALL_LINEAR else torch.nn.Module
+    names = [name for name, module in modules.items() if isinstance(module, kinds) and (
+        targets is None or targeted(config, name, end))]
+    if others := [name for name in names if not isinstance(modules[name], torch.nn.Linear)]:
+        raise ValueError(f"target_modules = {targets!r}: {others[0]} is no linear layer")
+    return {name: layer_size(config, name, end) for name in names}
 
 
 def load_adapter(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
     """Injects a folder's PEFT adapter, LoRA or rsLoRA, in float32. ValueError, the model untouched, for others."""
     folder, inner = Path(folder), unwrapped(model)
-    config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
-    try:
-        if lora_layers(model):
-            raise ValueError("the model already has LoRA adapters: merge_lora them before another is loaded")
-        sizes = adapter_sizes(config, tensors, dict(inner.named_modules()))
+    config, modules = read_json(folder / "adapter_config.json"), dict(inner.named_modules())
+    if lora_layers(model):
+        raise ValueError("the model already has LoRA adapters: merge_lora them before another is loaded")
+    path, half = folder / "adapter_model.safetensors", f"{PREFIX}{{}}.lora_{{}}.weight".format
+    with naming(folder, (ValueError, TypeError, AttributeError, OverflowError, RecursionError)):  # of a value's type
+        sizes = adapter_sizes(config, modules)
+        tensors = read_tensors(path, shapes={half(name, letter): shape for name, (rank, _) in sizes.items() for
+                                             letter, shape in (("A", (rank, modules[name].in_features)),
+                                                               ("B", (modules[name].out_features, rank)))})
+        if config.get("target_modules") is None:  # the tensors tell
+            sizes = {name: size for name, size in sizes.items() if {half(name, "A"), half(name, "B")} & tensors.keys()}
+        check_tensors(path, tensors, [half(name, letter) for name in sizes for letter in "AB"])
         inject_lora(inner, 1, 1.0, targets="|".join(map(re.escape, sizes)), dropout=config.get("lora_dropout") or 0.0)
-    except (TypeError, AttributeError, OverflowError, RecursionError, re.error, ValueError) as error:
-        raise ValueError(f"{folder}: {error}") from None
     for name, layer in lora_layers(inner).items():
         layer.rank, layer.alpha = sizes[name]  # rank_pattern and alpha_pattern may give each layer its own
         layer.scaling = lora_scaling(*sizes[name])
-        layer.lora_A, layer.lora_B = (torch.nn.Parameter(tensors[f"{PREFIX}{name}.lora_{half}.weight"].to(
-            layer.base.weight.device, torch.float32, copy=True)) for half in "AB")
+        layer.lora_A, layer.lora_B = (torch.nn.Parameter(tensors[half(name, letter)].to(
+            layer.base.weight.device, torch.float32, copy=True)) for letter in "AB")
     return model
-
-
-# ---- Tokenizers ------------------------------------------------------------------------------------------------------
-
-# Byte-level BPE (GPT-2) spells printable bytes as themselves, and the others as the characters from 256 on.
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTES = dict(zip(map(chr, [*PRINTABLE, *range(256, 324)]), [*PRINTABLE, *sorted({*range(256)} - {*PRINTABLE})]))
-
-
-class JSONTokenizer:
-    """A tokenizer.json, read by its own library, behind tiktoken.Encoding's calls. Special tokens in a text are text.
-
-    bos: the token that the file puts before every text, or None. adds_blank: whether it puts a blank there."""
-
-    def __init__(self, path: Path):
-        try:
-            self.library = library = tokenizers.Tokenizer.from_file(str(path))
-            library.no_truncation()
-            library.no_padding()
-            library.encode_special_tokens = True  # as text
-            plain, whole = library.encode("a", add_special_tokens=False), library.encode("a")
-            self.bos = whole.ids[0] if whole.ids[0] != plain.ids[0] else None
-        except Exception as error:  # the library raises nothing finer
-            raise ValueError(f"{path}: the tokenizers library cannot use it ({error})") from None
-        self.adds_blank, self.byte_level = "".join(plain.tokens) != "a", "ByteLevel(" in repr(library.decoder)
-        ids, added = library.get_vocab(), library.get_added_tokens_decoder()
-        self.texts, self.added = {i: text for text, i in ids.items()}, added.keys()
-        self.special_tokens_set = {token.content for token in added.values() if token.special}
-        self.max_token_value, self.eot_token = max(self.texts), ids.get("<|endoftext|>")
-        self.encode_single_token = ids.__getitem__  # a KeyError for what is no token
-
-    def encode_ordinary(self, text: str) -> list[int]:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone surrogate is no text
-        return self.library.encode(text, add_special_tokens=False).ids
-
-    def decode(self, tokens: list[int]) -> str:
-        return self.library.decode(tokens, skip_special_tokens=False)
-
-    def decode_single_token_bytes(self, token: int) -> bytes:
-        """The bytes of a token, a blank before its word among them. KeyError for an unknown id."""
-        text = self.texts[token]
-        if self.byte_level and token not in self.added and BYTES.keys() >= set(text):
-            return bytes(BYTES[character] for character in text)
-        if re.fullmatch("<0x[0-9A-F]{2}>", text):  # SentencePiece's bytes
-            return bytes.fromhex(text[3:5])
-        return text.replace("▁", " ").encode()
-
-
-def load_tokenizer(folder: str | Path) -> tiktoken.Encoding | JSONTokenizer:
-    """A folder's tokenizer: a rank file (a line a token, base64 and rank) with spec.json, else tokenizer.json."""
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file() and not (folder / "spec.json").is_file():
-        return JSONTokenizer(folder / "tokenizer.json")
-    files = sorted(folder.glob("*.tiktoken")) or sorted(folder.glob("tokenizer.model"))
-    if len(files) != 1:
-        raise ValueError(f"{folder}: has {len(files)} of *.tiktoken, tokenizer.model and tokenizer.json, not one")
-    ranks = {}
-    for number, line in enumerate(files[0].read_bytes().strip().splitlines(), 1):
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError:
-            raise ValueError(f"{files[0]}, line {number}: no base64 of a token, rank (SentencePiece?)") from None
-    spec = read_json(folder / "spec.json")
-    pattern, special = spec.get("pat_str"), spec.get("special_tokens")
-    if not isinstance(pattern, str) or not isinstance(special, dict):
-        raise ValueError(f"{folder / 'spec.json'}: needs pat_str, a string, and special_tokens, an object")
-    ids, missing = [*ranks.values(), *special.values()], {bytes([byte]) for byte in range(256)} - ranks.keys()
-    if missing or not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"{files[0]}: want all 256 single bytes, and for each token a whole number from 0 of its own")
-    return tiktoken.Encoding(folder.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-
-
-def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
-    """Copies the files of tokenizer and generation byte for byte, so that a saved model folder is complete."""
-    for path in Path(source).iterdir():
-        if COPIED.fullmatch(path.name):
-            with replacing(Path(folder, path.name)) as temporary:
-                temporary.write_bytes(path.read_bytes())

@@ -1,26 +1,18 @@
-"""Files of problems, prompts, chats and texts → token ids and labels: reading, protocols, chat templates."""
+"""Files of problems, prompts, chats and texts → token ids and labels: reading, protocols, examples."""
 
 import csv
-import functools
 import hashlib
 import io
 import itertools
 import json
-import os
 import random
 import re
-from datetime import datetime
+from collections import Counter
 from pathlib import Path
 
-import tiktoken
-from jinja2 import FunctionLoader, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from grader import KINDS, last_box
-from hf import JSONTokenizer, read_json
-from lora_alpha import GPTConfig
-
-Encoding = tiktoken.Encoding | JSONTokenizer
+from tokens import (Chat, Encoding, begin_token, decode, encode_continuation, end_tokens, load_chat,  # noqa: F401
+                    naming)  # some of them for those outside
 
 # ---- Problems --------------------------------------------------------------------------------------------------------
 
@@ -43,26 +35,21 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
     if not path.is_file():
         maker = path.parent / "prepare.py"
         raise ValueError(f"{path}: there is no such file" + (f"; python {maker} makes it" if maker.exists() else ""))
-    try:
+    with naming(f"{path}: not UTF-8"):
         text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error})") from None
 
     def parse(where, text):
-        try:
+        with naming(f"{where}: not JSON", (ValueError, RecursionError)):
             return where, json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
 
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # a quote that is not closed is an error
         try:
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-            twice = [name for name in reader.fieldnames or [] if reader.fieldnames.count(name) > 1]
-            if twice or any(None in row for _, row in rows):
-                where = next((where for where, row in rows if None in row), path)
-                raise ValueError(f"{where}: " + (f"the column {twice[0]!r} stands twice" if twice else
-                                                 "more cells than columns; quote a cell that holds a comma"))
+            if twice := [name for name, count in Counter(reader.fieldnames).items() if count > 1]:
+                raise ValueError(f"{path}: the column {twice[0]!r} stands twice")
+            if wide := [where for where, row in rows if None in row]:
+                raise ValueError(f"{wide[0]}: more cells than columns; quote a cell that holds a comma")
         except csv.Error as error:  # DictReader counts a line when it has read it, its inner reader before
             raise ValueError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from None
     elif text.lstrip().startswith("["):
@@ -80,26 +67,27 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
 def load_problems(path: str | Path) -> list[dict]:
     """The rows of a JSONL or CSV file or a JSON array, all of one form, which their fields tell: see data/README.md.
 
-    Each has id (its row, from 0), form (problem, prompt, messages or text), problem (a text to show), solution, working
-    (the solution without its final answer), answer (None where no gold answer is known), kind, level and subject; a
-    choice its question and its options, shuffled; a chat its messages, first (the first that may be learnt) and asked
-    (how many stand before the last answer). ValueError names file and line.
+    Each has id (its row, from 0), where (file and line), form (problem, prompt, messages or text), problem (a text to
+    show), solution, working (the solution without its final answer), answer (None where no gold answer is known), kind,
+    level and subject; a choice its question and its options, shuffled; a chat its messages, first (the first that may
+    be learnt) and asked (how many stand before the last answer). ValueError names file and line.
     """
     problems, rows = [], read_rows(Path(path))
     for number, (where, row) in enumerate(rows):
-        row = {name: value for name, value in row.items() if value is not None}
-        problem = dict({"form": "problem", "kind": "math", "answer": None}, **read_row(row, where))
-        for name in ("problem", "solution", "answer"):
-            if not isinstance(problem[name], str) and (name, problem[name]) != ("answer", None):
-                name = next((field for field, value in row.items() if value is problem[name]), name)
-                raise ValueError(f"{where}: no text for {name!r}; want {FIELDS}")
-        if problems and problem["form"] != problems[0]["form"]:
-            raise ValueError(f"{where}: fields of the form {problem['form']!r}, but {problems[0]['form']!r} in "
-                             f"{rows[0][0].rpartition(', ')[2]}: a file has one form")
-        subject = row.get("High-level domain") or row.get("Subdomain") or row.get("type") or row.get("subject") or "all"
-        problem["answer"] = problem["answer"] or None
-        problems.append(dict({"working": problem["solution"]}, **problem, id=number, level=level_name(row.get("level")),
-                             subject=str(subject)))
+        with naming(where, (ValueError, RecursionError)):
+            row = {name: value for name, value in row.items() if value is not None}
+            problem = dict({"form": "problem", "kind": "math", "answer": None}, **read_row(row))
+            for name in ("problem", "solution", "answer"):
+                if not isinstance(problem[name], str) and (name, problem[name]) != ("answer", None):
+                    name = next((field for field, value in row.items() if value is problem[name]), name)
+                    raise ValueError(f"no text for {name!r}; want {FIELDS}")
+            if problems and problem["form"] != problems[0]["form"]:
+                raise ValueError(f"fields of the form {problem['form']!r}, but {problems[0]['form']!r} in "
+                                 f"{rows[0][0].rpartition(', ')[2]}: a file has one form")
+            subjects = (row.get(name) for name in ("High-level domain", "Subdomain", "type", "subject"))
+            problem |= dict(id=number, where=where, answer=problem["answer"] or None,
+                            level=level_name(row.get("level")), subject=str(next(filter(None, subjects), "all")))
+        problems.append(dict({"working": problem["solution"]}, **problem))
     return problems
 
 
@@ -110,29 +98,29 @@ RENAMED = dict(conversations="messages", conversation="messages", instruction="p
                chosen="completion", content="text")  # the fields of other well-known shapes, and their names here
 
 
-def read_row(row: dict, where: str) -> dict:
+def read_row(row: dict) -> dict:
     """What the fields of a row tell of a problem; load_problems adds the rest."""
     answer = row.get("answer")
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         answer = str(answer)
     if "Question" in row:
-        return read_choice(row, where)
+        return read_choice(row)
     if "problem" in row or {"question", "solution"} <= row.keys():
         solution = row.get("solution", "" if answer else None)
         answer = last_box(solution) if not answer and isinstance(solution, str) else answer
         return dict(problem=row.get("problem", row.get("question")), solution=solution, answer=answer)
     if "prompt" in row and (answer is not None or "completion" in row):
         if isinstance(row["prompt"], list):
-            return read_messages(row["prompt"], row.get("completion", []), answer, where)
+            return read_messages(row["prompt"], row.get("completion", []), answer)
         if row["prompt"] == "":
-            raise ValueError(f"{where}: the prompt is empty; what has none is {{\"text\": ...}}")
+            raise ValueError('the prompt is empty; what has none is {"text": ...}')
         return dict(form="prompt", problem=row["prompt"], solution=row.get("completion", ""), answer=answer)
     if "messages" in row:
-        return read_messages([], row["messages"], answer, where)
+        return read_messages([], row["messages"], answer)
     if "question" in row and isinstance(answer, str):
         working, marks, gold = (part.strip() for part in answer.rpartition("####"))
         if marks:
-            working = re.sub(r"<<[^>]*>>", "", working)  # its calculator's notes
+            working = re.sub(r"<<[^<>]*>>", "", working)  # its calculator's notes
             return dict(kind="gsm8k", problem=row["question"], solution=answer, working=working, answer=gold)
         gold = gold if re.fullmatch(r"[-+]?\$?\d[\d,]*(\.\d+)?%?", gold) else None  # a sentence is no gold answer
         return dict(kind="gsm8k", problem=row["question"], solution=answer, answer=gold)
@@ -144,22 +132,22 @@ def read_row(row: dict, where: str) -> dict:
     cure = f"rename {cure}" if names else f"want {FIELDS}"
     if "messages" in names:
         cure += ", in it 'from' to 'role' (user, assistant) and 'value' to 'content'"
-    raise ValueError(f"{where}: fields {', '.join(map(str, row))}: {cure}")
+    raise ValueError(f"fields {', '.join(map(str, row))[:200]}: {cure}")
 
 
-def read_messages(prompt: list, learnt: list, answer: str | None, where: str) -> dict:
+def read_messages(prompt: list, learnt: list, answer: str | None) -> dict:
     """A chat of messages that are only context, prompt, and messages whose assistant turns are learnt."""
     if not isinstance(learnt, list) or not prompt + learnt:
-        raise ValueError(f"{where}: {'completion' if prompt else 'messages'} must be a list of one message or more")
+        raise ValueError(f"{'completion' if prompt else 'messages'} must be a list of one message or more")
     turns = prompt + learnt
     for number, turn in enumerate(turns, 1):
         if not (isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
                 and isinstance(turn.get("content"), str) and turn.get("weight", 1) == 1):
-            raise ValueError(f"{where}: message {number}, {json.dumps(turn)[:80]}: want a role (system, user or "
+            raise ValueError(f"message {number}, {json.dumps(turn)[:80]}: want a role (system, user or "
                              "assistant), a content (a text) and no weight")
     replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i >= len(prompt)]
     if not replies and answer is None or prompt and prompt[-1]["role"] == "assistant":
-        raise ValueError(f"{where}: no message of the assistant's to learn, or one at the end of the prompt")
+        raise ValueError("no message of the assistant's to learn, or one at the end of the prompt")
     asked = len(turns) if turns[-1]["role"] == "user" else replies[-1]
     problem = next((turn["content"] for turn in reversed(turns[:asked]) if turn["role"] == "user"), "")
     return dict(form="messages", problem=problem, solution=turns[replies[-1]]["content"] if replies else "",
@@ -171,16 +159,16 @@ def level_name(level) -> str:
     return "all" if level in (None, "") else f"Level {level}" if str(level).isdigit() else str(level)
 
 
-def read_choice(row: dict, where: str) -> dict:
+def read_choice(row: dict) -> dict:
     """A row of GPQA's CSV. The order of its options is drawn from a hash of its question, so it is everyone's."""
     missing = [name for name in GPQA if not isinstance(row.get(name), str) or not row[name].strip()]
     if missing:
-        raise ValueError(f"{where}: column {missing[0]!r} is missing or empty; want {', '.join(GPQA)}")
+        raise ValueError(f"column {missing[0]!r} is missing or empty; want {', '.join(GPQA)}")
     question, *texts = (row[name].strip() for name in GPQA)
     draw = int(hashlib.sha256(question.encode()).hexdigest(), 16) % 24
     order = list(itertools.permutations(range(4)))[draw]  # order[i]: which text is option i; text 0 is the right one
     options, letter = [texts[i] for i in order], "ABCD"[order.index(0)]
-    working = (row.get("Explanation") or "").strip()
+    working = str(row.get("Explanation") or "").strip()
     return dict(kind="choice", problem=ask_choice(question, options, "({}) {}"), question=question, options=options,
                 working=working, solution=f"{working} The answer is ({letter}).".strip(), answer=letter)
 
@@ -343,16 +331,16 @@ class Protocol:
 
     def encode(self, encoding: Encoding, problem: dict, bos: int | None, chat=None) -> list[int]:
         """The prompt's tokens: chat turns through the folder's template, chat, where there is one; else plain text."""
-        turns = self.turns(problem)
         if self.name == "own" and not self.examples:
             return encode_prompt(encoding, problem, bos, chat)
-        if self.chat and chat:
-            roles = itertools.cycle(("user", "assistant"))
-            system = [dict(role="system", content=self.system)] if self.system else []
-            return chat(system + [dict(role=role, content=text) for role, text in zip(roles, turns)])
-        gap = " " if self.chat else ""  # between a question and its answer
-        text = "".join(turn + ("" if i == len(turns) - 1 else "\n\n" if i % 2 else gap) for i, turn in enumerate(turns))
-        return [bos] * (bos is not None) + encoding.encode_ordinary(text)
+        turns, gap = self.turns(problem), " " if self.chat else ""  # between a question and its answer
+        with naming(problem.get("where", "the question")):
+            if self.chat and chat:
+                roles = itertools.cycle(("user", "assistant"))
+                system = [dict(role="system", content=self.system)] if self.system else []
+                return chat(system + [dict(role=role, content=text) for role, text in zip(roles, turns)])
+            text = "".join(turn + gap if i % 2 == 0 else turn + "\n\n" for i, turn in enumerate(turns[:-1])) + turns[-1]
+            return [bos] * (bos is not None) + encoding.encode_ordinary(text)
 
 
 def help_prompts() -> str:
@@ -367,170 +355,6 @@ def help_prompts() -> str:
     texts.append("A kind that a protocol lacks is asked as its math is. A choice's options follow its question: " +
                  ", ".join(f"{name} {entry['option'].format('A', 'text')!r}" for name, entry in PROTOCOLS.items()))
     return "\n\n".join(texts)
-
-
-def end_tokens(encoding: Encoding, config: GPTConfig, chat: bool = False) -> tuple[int, ...]:
-    """The tokens that end an answer: the model's, else the tokenizer's <|endoftext|>; training teaches the first.
-
-    In a chat the tokens that end a turn do, too. Raises ValueError where there is none, or where model and tokenizer do
-    not belong together.
-    """
-    ends = config.eos_token_id
-    if not ends and "<|endoftext|>" in encoding.special_tokens_set:
-        ends = (encoding.eot_token,)
-    if chat:
-        turn_ends = {"<|im_end|>", "<|eot_id|>"} & encoding.special_tokens_set
-        ends = (*(ends or ()), *(encoding.encode_single_token(token) for token in sorted(turn_ends)))
-    if not ends:
-        raise ValueError("no token ends an answer: set eos_token_id in config.json, or <|endoftext|> in spec.json")
-    if max(encoding.max_token_value, *ends) >= config.vocab_size:
-        raise ValueError(f"the tokenizer has ids up to {max(encoding.max_token_value, *ends)}, the model only "
-                         f"{config.vocab_size} of them: they do not belong together")
-    return ends
-
-
-def begin_token(encoding: Encoding, config: GPTConfig) -> int | None:
-    """The token that begins every text: as the tokenizer's file says, where it does; else the model's bos_token_id."""
-    return getattr(encoding, "bos", config.bos_token_id)
-
-
-# The turns of a folder that has a rank file alone, told by a special token: Llama 3's and ChatML's.
-TURNS = {
-    "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
-                           "'<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}{% if add_gener"
-                           "ation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
-    "<|im_start|>": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
-                    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
-}
-
-
-class Chat:
-    """Messages (role, content) → tokens by a folder's template, in a sandbox with what transformers shows to one.
-
-    strftime_now tells 26 July 2024, as Llama 3.2's template does without it: a prompt is the same tomorrow. Special
-    tokens in a message are only text. source: where the template is from. ValueError where it cannot be rendered.
-    """
-
-    def __init__(self, folder: Path, encoding: Encoding, template: str, source: str, names: dict[str, str]):
-        def raise_exception(message: str):
-            raise TemplateError(message)
-        self.folder, self.encoding, self.source, self.names = folder, encoding, source, names
-        self.tokens = sorted(encoding.special_tokens_set, key=len, reverse=True)
-        self.special = "|".join(map(re.escape, self.tokens)) or "(?!)"
-        self.heads = sorted({token[0] for token in self.tokens})
-        # A {% generation %} block comes out between two marks: str.join as a filter puts them there.
-        self.sandbox = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], loader=FunctionLoader(
-                lambda _: re.sub(r"({%[-+]?\s*)(end)?generation\b", lambda tag: tag[1] + (
-                    "endfilter" if tag[2] else "filter generation(generation_marks)"), template)))
-        self.sandbox.filters |= dict(tojson=functools.partial(json.dumps, ensure_ascii=False), generation=str.join)
-        self.sandbox.globals |= dict(raise_exception=raise_exception, strftime_now=datetime(2024, 7, 26).strftime)
-
-    def mark(self, messages: list[dict]) -> list[dict]:
-        """The messages with stand-ins for what begins their special tokens. marks: these and 3 more unused letters."""
-        said = json.dumps(messages, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        unused = (chr(i) for i in range(0xE000, 0xF900) if chr(i) not in said)
-        self.marks = "".join(itertools.islice(unused, len(self.heads) + 3))
-        hide = dict(zip(map(ord, self.heads), self.marks))
-        messages = json.loads(re.sub(self.special, lambda token: token[0].translate(hide), said))
-        return [{key: value for key, value in message.items() if value is not None} for message in messages]
-
-    def render(self, messages: list[dict], prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and begin and end of each {% generation %} block in it."""
-        try:
-            text = self.sandbox.get_template("chat").render(self.names | dict(
-                messages=messages, tools=None, documents=None, add_generation_prompt=prompt,
-                generation_marks=self.marks[-2:]))
-        except Exception as error:  # a template is a stranger's program: it may fail in any way
-            raise ValueError(f"{self.folder}: its chat template cannot be rendered ({error!r})") from None
-        pieces = re.split(f"[{self.marks[-2:]}]", text)
-        cuts = list(itertools.accumulate(map(len, pieces)))
-        return "".join(pieces), list(zip(cuts[::2], cuts[1::2]))
-
-    def encode(self, text: str) -> list[tuple[int, int, int]]:
-        """token_spans of a rendered text: the template's special tokens are tokens, the messages' are text."""
-        show = dict(zip(map(ord, self.marks), self.heads))
-        if text == text.translate(show):
-            return token_spans(self.encoding, text, special=True)
-        first, later = (token_spans(self.encoding, token + "a", special=True) for token in ("", self.tokens[0]))
-        lead = "" if first[0][0] == later[1][0] else "\n"  # SentencePiece may put a blank before the first piece alone
-        skip, tokens, at = len(token_spans(self.encoding, lead)), [], 0
-        for i, piece in enumerate(re.split(f"({self.special})", text)):
-            plain = token_spans(self.encoding, lead * (i > 0) + piece.translate(show))[skip * (i > 0) :]
-            shift = at - len(lead) * (i > 0)
-            tokens += [(self.encoding.encode_single_token(piece), at, at + len(piece))] if i % 2 else [
-                (token, begin + shift, end + shift) for token, begin, end in plain]
-            at += len(piece)
-        return tokens
-
-    def __call__(self, messages: list[dict]) -> list[int]:
-        """Tokens up to where the assistant speaks."""
-        return [token for token, _, _ in self.encode(self.render(self.mark(messages), prompt=True)[0])]
-
-    def turn(self, messages: list[dict]) -> tuple[str, int]:
-        """The text of messages, and where the last, the assistant's, begins in it: after its prompt; where the prompt
-        is empty or shown otherwise, with its content."""
-        *before, last = messages
-        text, prompt = self.render(messages)[0], self.render(before, prompt=True)[0] if before else self.marks[-3]
-        if not text.startswith(prompt):
-            prompt = os.path.commonprefix([text, self.render([*before, last | {"content": self.marks[-3]}])[0]])
-        return text, len(prompt)
-
-    def examples(self, messages: list[dict], start: int = 0) -> list[tuple[list[int], list[int]]]:
-        """(ids, labels), labels[t] = ids[t] where it is learnt, else -100: the assistant's turns from messages[start].
-
-        Learnt are {% generation %} blocks; in a template without them what a turn puts after its prompt, as TRL learns
-        a completion: with the token that ends it, and ChatML's line feed. Where turns are shown otherwise once others
-        follow, each is an example. Empty where nothing is learnt.
-        """
-        messages = self.mark(messages)
-        text, spans = self.render(messages)
-        parts = [(text, spans[len(self.render(messages[:start])[1]) if start else 0 :])]
-        if not spans:
-            turns = [self.turn(messages[: i + 1]) for i in range(start, len(messages))
-                     if messages[i]["role"] == "assistant"]
-            parts = [(shown, [(begin, len(shown))]) for shown, begin in turns]
-            if all(text.startswith(shown) for shown, _ in turns):
-                parts = [(text, [span for _, (span,) in parts])]
-        examples = []
-        for text, spans in parts:
-            ids, begins, ends = zip(*self.encode(text))
-            labels = [token if any(begin < last and end > first for first, last in spans) else -100
-                      for token, begin, end in zip(ids, begins, ends)]
-            examples += [(list(ids), labels)] * (set(labels) != {-100})
-        return examples
-
-
-def token_spans(encoding: Encoding, text: str, special: bool = False) -> list[tuple[int, int, int]]:
-    """(id, begin, end) of each token, begin and end in characters; special: special tokens are tokens, else text."""
-    if isinstance(encoding, JSONTokenizer):
-        encoding.library.encode_special_tokens = not special
-        found = encoding.library.encode(text, add_special_tokens=False)
-        encoding.library.encode_special_tokens = True
-        return [(token, *span) for token, span in zip(found.ids, found.offsets)]
-    ids = encoding.encode(text, allowed_special="all" if special else set(), disallowed_special=())
-    owners = [i for i, letter in enumerate(text) for _ in letter.encode()]  # the character of each byte
-    ends = list(itertools.accumulate(len(encoding.decode_single_token_bytes(token)) for token in ids))
-    return [(token, owners[begin], owners[end - 1] + 1) for token, begin, end in zip(ids, [0, *ends], ends)]
-
-
-def load_chat(folder: str | Path, encoding: Encoding) -> Chat | None:
-    """The chat of a model folder: by its template file, tokenizer_config.json or special tokens; None without."""
-    paths = [Path(folder, name) for name in ("additional_chat_templates/default.jinja", "chat_template.jinja")]
-    config, named = (read_json(path) if path.is_file() else None for path in (
-        Path(folder, "tokenizer_config.json"), Path(folder, "special_tokens_map.json")))
-    guess = next((turns for token, turns in TURNS.items() if token in encoding.special_tokens_set), None)
-    template = guess if config is None else config.get("chat_template")
-    template = next((path.read_text("utf-8", "replace") for path in paths if path.is_file()), template)
-    if not template:
-        return None
-    if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    names = (config or {}) | ({} if config and "added_tokens_decoder" in config else named or {})
-    names = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()
-             if name.endswith("_token") and isinstance(token, str | dict)}
-    words = "guessed from the special tokens" if template is guess else "the folder's template"
-    return Chat(folder, encoding, template, words, names)
 
 
 def chat_for(problems: list[dict], folder: str | Path, encoding: Encoding, needed: bool = False) -> Chat | None:
@@ -561,10 +385,11 @@ def asking(problems: list[dict]) -> dict:
 def encode_prompt(encoding: Encoding, problem: dict, bos: int | None = None, chat=None) -> list[int]:
     """The tokens of what is asked, the same in training and evaluation. Special tokens in a problem are just text."""
     form = problem.get("form", "problem")
-    if form == "messages":
-        return chat(problem["messages"][: problem["asked"]])
-    text = PROMPT.format(problem=problem["problem"]) if form == "problem" else problem["problem"]
-    return [bos] * (bos is not None) + encoding.encode_ordinary(text)
+    with naming(problem.get("where", "the question")):
+        if form == "messages":
+            return chat(problem["messages"][: problem["asked"]])
+        text = PROMPT.format(problem=problem["problem"]) if form == "problem" else problem["problem"]
+        return [bos] * (bos is not None) + encoding.encode_ordinary(text)
 
 
 def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None = None) -> tuple[list, list]:
@@ -585,26 +410,7 @@ def encode_example(encoding: Encoding, problem: dict, end: int, bos: int | None 
 
 def encode_examples(encoding: Encoding, problem: dict, end: int, bos: int | None = None, chat=None) -> list[tuple]:
     """The examples of a problem: none without a solution, several where a chat is learnt turn by turn."""
-    if problem["form"] != "messages":
+    with naming(problem.get("where", "the example")):
+        if problem["form"] == "messages":
+            return chat.examples(problem["messages"], problem["first"])
         return [encode_example(encoding, problem, end, bos)] if problem["solution"].strip() else []
-    return chat.examples(problem["messages"], problem["first"])
-
-
-def encode_continuation(encoding: Encoding, text: str) -> list[int]:
-    """Tokens of a text that follows another, before which SentencePiece would put a blank."""
-    if not getattr(encoding, "adds_blank", False):
-        return encoding.encode_ordinary(text)
-    before = "a" if text[:1].isspace() else "\n"  # which no token joins to the text
-    first, both = encoding.encode_ordinary(before), encoding.encode_ordinary(before + text)
-    return both[len(first) :] if both[: len(first)] == first else encoding.encode_ordinary(text)
-
-
-def decode(encoding: Encoding, tokens: list[int]) -> str:
-    """Text of the tokens. Models have more ids than their tokenizer has tokens: such an id decodes to nothing."""
-    pieces = []
-    for token in tokens:
-        try:
-            pieces.append(encoding.decode_single_token_bytes(token))
-        except KeyError:
-            continue
-    return b"".join(pieces).decode("utf-8", errors="replace")

@@ -40,12 +40,12 @@ from torch import distributed
 
 from eval_pass1 import (Parser, Progress, base_sha256, check_paths, pick_base, plain_output, print_table, printable,
                         sha256_of, solve, summarize, weights_of)
-from hf import (COPIED, layer_size, load_adapter, load_model, load_tokenizer, read_json, read_tensors, resolve,
-                save_adapter, save_model, sync, targeted, write_json, write_tensors)
+from hf import (COPIED, layer_size, load_adapter, load_model, read_json, read_tensors, resolve, save_adapter,
+                save_model, sync, targeted, write_json, write_tensors)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, summed, train)
-from problems import (PROMPT, Encoding, asking, begin_token, chat_for, data_file, draw, encode_examples, encode_prompt,
-                      end_tokens, load_problems)
+from problems import PROMPT, asking, chat_for, data_file, draw, encode_examples, encode_prompt, load_problems
+from tokens import Encoding, begin_token, end_tokens, load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 # torchrun starts WORLD processes; each of them trains on its share, and the first, RANK 0, alone prints and writes.

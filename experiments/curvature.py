@@ -20,9 +20,10 @@ import grid  # puts the modules above this folder on the path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf import load_config, load_model, load_tokenizer
+from hf import load_config, load_model
 from lora_alpha import collate, epochs, inject_lora, lora_layers, lora_scaling, train
-from problems import encode_example, end_tokens, load_problems
+from problems import encode_example, load_problems
+from tokens import end_tokens, load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -14,8 +14,9 @@ import torch
 
 from data.base.prepare import val_batches
 from eval_pass1 import pass1, solve
-from hf import load_config, load_model, load_tokenizer
+from hf import load_config, load_model
 from lora_alpha import collate, epochs, evaluate, inject_lora, lora_layers, train
+from tokens import load_tokenizer
 from train import encode_all, first_step_ratio, load_data, parse_args, pissa_init
 
 ROOT = grid.HERE.parent

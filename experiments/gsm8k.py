@@ -23,8 +23,9 @@ from finetune import DEVICE, NAME, ROOT
 from smollm2 import Watch, mean
 
 from eval_pass1 import paired_difference, pass1_interval, solve
-from hf import load_model, load_tokenizer
+from hf import load_model
 from lora_alpha import epochs, evaluate, inject_lora, lora_layers, train
+from tokens import load_tokenizer
 from train import first_step_ratio
 
 BASE, DATA, HELD_OUT, LONGEST = "data/smollm2", "data/gsm8k", 300, 512

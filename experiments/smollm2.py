@@ -22,8 +22,9 @@ from finetune import best_rate, tuned
 from rank_law import fitted, ridge
 
 from eval_pass1 import wilson
-from hf import load_config, load_tokenizer
-from problems import encode_example, end_tokens, load_problems
+from hf import load_config
+from problems import encode_example, load_problems
+from tokens import end_tokens, load_tokenizer
 
 ROOT = grid.HERE.parent
 COLUMNS = finetune.COLUMNS

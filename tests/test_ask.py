@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import eval_pass1
 import train
 from eval_pass1 import Answer, Progress, printable, solve
-from hf import copy_tokenizer, load_model, load_tokenizer, save_adapter, save_model
+from hf import copy_tokenizer, load_model, save_adapter, save_model
 from lora_alpha import GPT, inject_lora
-from problems import PROMPT, decode, draw, end_tokens, load_chat, load_problems, load_tests
+from problems import PROMPT, draw, load_problems, load_tests
+from tokens import decode, end_tokens, load_chat, load_tokenizer
 
 TEMPLATE = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}")

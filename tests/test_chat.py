@@ -12,8 +12,7 @@ from test_hub import sentencepiece, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from hf import load_tokenizer
-from problems import load_chat
+from tokens import load_chat, load_tokenizer
 
 REAL = Path(__file__).parents[2] / "shared/real/tokenizers"
 CHATML = json.loads((REAL / "smollm2/tokenizer_config.json").read_text())["chat_template"] if REAL.is_dir() else ""

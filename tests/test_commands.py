@@ -17,9 +17,10 @@ import train
 from eval_pass1 import (Once, check_paths, extract_answer, is_correct, pass1_interval, pass_at_k, plain_output,
                         printable)
 from grader import KINDS
-from hf import load_adapter, load_model, load_tokenizer, save_adapter
+from hf import load_adapter, load_model, save_adapter
 from lora_alpha import inject_lora, sample
 from problems import NOT_LINE_FEEDS, Protocol, data_file, level_name, line_feeds, load_problems
+from tokens import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,7 +77,7 @@ def test_a_pickle_alone_is_named_as_what_it_is(name, what, toy, tmp_path):
     if what == "model":
         (tmp_path / "f/model.safetensors").unlink()
     else:
-        (tmp_path / "f/adapter_config.json").write_text("{}")
+        (tmp_path / "f/adapter_config.json").write_text(json.dumps(dict(r=1, lora_alpha=1)))
     with pytest.raises(ValueError, match=f"{name} is a pickle, which is never loaded: save it as safetensors"):
         load_model(tmp_path / "f") if what == "model" else load_adapter(load_model(toy.base), tmp_path / "f")
 
@@ -304,7 +305,7 @@ def test_check_paths_passes_over_flags_that_were_not_given(tmp_path):
 
 def test_loading_draws_in_no_compiler(toy):
     """A model folder loads without torch's compiler, which takes seconds to import, and nothing is initialised."""
-    program = ("import sys, hf; hf.load_model(sys.argv[1]); hf.load_tokenizer(sys.argv[1]); "
+    program = ("import sys, hf, tokens; hf.load_model(sys.argv[1]); tokens.load_tokenizer(sys.argv[1]); "
                "print(*{'torch._dynamo', 'torch._inductor'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", program, str(toy.base)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "\n", done.stdout + done.stderr

@@ -27,9 +27,10 @@ from hypothesis import strategies as st
 import eval_pass1
 from eval_pass1 import answers, paired_difference, pass1_interval, pass_at_k, summarize
 from grader import equal, is_correct
-from hf import load_model, load_tokenizer, save_adapter
+from hf import load_model, save_adapter
 from lora_alpha import GPTConfig, inject_lora, lora_layers
-from problems import GPQA, PROTOCOLS, Protocol, data_file, decode, end_tokens, load_chat, load_problems
+from problems import GPQA, PROTOCOLS, Protocol, data_file, load_problems
+from tokens import decode, end_tokens, load_chat, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/real"
@@ -399,8 +400,8 @@ def test_a_folder_without_a_template_is_told_by_its_special_tokens(tmp_path):
                                       "{{ 1 / 0 }}", "{{ messages[0].content + 1 }}", 5, [dict(name="x")]])
 def test_a_template_that_fails_says_so(tmp_path, template):
     """Broken, or one that refuses the turns: ValueError."""
-    chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
     with pytest.raises(ValueError, match="chat template"):
+        chat, _ = chat_folder(tmp_path / "m", template, SPECIAL)
         chat(MESSAGES)
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import eval_pass1
 import train
-from hf import load_config, load_tokenizer
-from problems import (Protocol, chat_for, decode, encode_continuation, encode_example, encode_examples, encode_prompt,
-                      load_problems, read_messages, read_row)
+from hf import load_config
+from problems import (Protocol, chat_for, encode_example, encode_examples, encode_prompt, load_problems, read_messages,
+                      read_row)
+from tokens import decode, encode_continuation, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 END = 511  # data/base's
@@ -114,7 +115,7 @@ def test_of_a_chat_exactly_the_assistants_turns_are_learnt(encoding, chat_base, 
     messages = [dict(role="system", content=system)] * (system is not None)
     messages += [message for asked, said in turns for message in (user(asked), assistant(said))]
     first = data.draw(st.sampled_from([0, *(i for i, m in enumerate(messages) if m["role"] == "assistant")]))
-    problem = read_messages(messages[:first], messages[first:], None, "")
+    problem = read_messages(messages[:first], messages[first:], None)
     chat = chat_for([problem], chat_base, encoding)
     ((ids, labels),) = encode_examples(encoding, problem, END, None, chat)
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
@@ -145,8 +146,8 @@ def test_the_turn_by_turn_examples_of_a_template_are_all_taken(encoding):
         def examples(self, messages, start=0):
             return [([i, 1], [-100, 1]) for i, m in enumerate(messages) if m["role"] == "assistant" and i >= start]
 
-    whole, part = read_row(CHATS[0], ""), read_row(TURNS[0], "")
-    asks = read_messages([], [user("1?")], "1", "")
+    whole, part = read_row(CHATS[0]), read_row(TURNS[0])
+    asks = read_messages([], [user("1?")], "1")
     assert [ids for ids, _ in encode_examples(encoding, whole, END, None, Fake())] == [[2, 1], [4, 1]]
     assert [ids for ids, _ in encode_examples(encoding, part, END, None, Fake())] == [[3, 1]]
     assert encode_examples(encoding, asks, END, None, Fake()) == []

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf
-from hf import copy_tokenizer, load_adapter, load_config, load_model, load_tokenizer, save_adapter, save_model
+from hf import copy_tokenizer, load_adapter, load_config, load_model, save_adapter, save_model
 from lora_alpha import GPT, GPTConfig, inject_lora, lora_layers
 from problems import encode_example
+from tokens import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "data" / "base"

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config,
                           Qwen3Config)
 
-from hf import load_config, load_model, load_tokenizer, save_model
+from hf import load_config, load_model, save_model
 from lora_alpha import GPTConfig
-from problems import begin_token, decode, encode_continuation, encode_example
+from problems import encode_example
+from tokens import begin_token, decode, encode_continuation, load_tokenizer
 
 REAL = Path(__file__).parents[2] / "shared/real"
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

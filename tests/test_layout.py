@@ -9,9 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in ROOT.glob("*.py")}
-# Imports point to the right of the arrow alone: train → eval_pass1 → problems → (grader, hf) → lora_alpha.
-FLOORS = {"train": 4, "eval_pass1": 3, "problems": 2, "grader": 1, "hf": 1, "lora_alpha": 0}
-BUDGETS = {"lora_alpha": 583, "hf": 473, "problems": 610, "eval_pass1": 707, "train": 967, "grader": 1050}
+# Imports point to the right of an arrow alone:
+# train → eval_pass1 → problems → (grader, hf) → tokens → lora_alpha.
+FLOORS = {"train": 5, "eval_pass1": 4, "problems": 3, "grader": 2, "hf": 2, "tokens": 1, "lora_alpha": 0}
+BUDGETS = {"lora_alpha": 583, "hf": 450, "tokens": 450, "problems": 450,
+           "eval_pass1": 708, "train": 967, "grader": 1050}
 ABOVE = {"experiments", "data", "tests", *(path.stem for path in (ROOT / "experiments").glob("*.py"))} - FILES.keys()
 LONG = {"lora_alpha.train"}  # longer than 60 lines
 
@@ -27,7 +29,7 @@ def imports(path):
     return words
 
 
-def test_the_top_level_is_the_six_modules():
+def test_the_top_level_is_the_seven_modules():
     """Each has its floor and its budget, and pyproject.toml installs just these."""
     listed = re.search(r"py-modules = (\[[^\]]*\])", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     assert FILES.keys() == FLOORS.keys() == BUDGETS.keys() == set(ast.literal_eval(listed))

@@ -441,7 +441,7 @@ def test_a_file_that_does_not_fit_is_refused_by_the_tensor(spoil, tmp_path):
     ("up_proj.lora_A", dict(exclude_modules=["up_proj"])),
     ("proj.lora_", dict(target_modules=["nothing"])),
     ("proj.lora_", dict(target_modules=[])),
-    ("layers.0.self_attn.q_proj.lora_A", dict(rank_pattern={"layers.0.*": 7})),
+    ("layers.0.mlp.up_proj.lora_A", dict(rank_pattern={"layers.0.*": 7})),
 ], ids=str)
 def test_a_config_that_names_other_layers_than_the_file_is_refused_by_the_tensor(named, fields, tmp_path):
     """One target more, or one fewer, than the file has tensors for is a ValueError that names the tensor."""

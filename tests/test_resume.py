@@ -19,6 +19,7 @@ import torch
 
 import eval_pass1
 import hf
+import tokens
 import train as script
 
 ROOT = Path(__file__).parents[1]
@@ -315,7 +316,7 @@ def test_a_merge_that_fails_or_is_killed_can_be_tried_again(run, toy, command, m
         (tmp_path / "m" / name).write_text("")
     assert command(script, *words, cwd=tmp_path).returncode == 0
     hf.load_model(tmp_path / "m")
-    hf.load_tokenizer(tmp_path / "m")
+    tokens.load_tokenizer(tmp_path / "m")
     assert not list((tmp_path / "m").glob("*.tmp"))
     assert command(script, *words, cwd=tmp_path).returncode == 2  # a whole one stays
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import eval_pass1
 import train as script
-from hf import load_adapter, load_model, load_tokenizer
+from hf import load_adapter, load_model
 from problems import Protocol, encode_example, encode_prompt, load_problems
+from tokens import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/real"

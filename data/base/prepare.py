@@ -32,9 +32,10 @@ sys.path.insert(0, str(HERE.parents[1]))  # the repository, so that this runs as
 
 from data.equations.prepare import bracket, join, linear, nonzero, signed  # noqa: E402
 from eval_pass1 import Parser, pass1, plain_output, solve, within  # noqa: E402
-from hf import copy_tokenizer, load_model, load_tokenizer, save_model, write_json  # noqa: E402
+from hf import copy_tokenizer, load_model, save_model, write_json  # noqa: E402
 from lora_alpha import GPT, GPTConfig, evaluate, train  # noqa: E402
 from problems import load_problems  # noqa: E402
+from tokens import load_tokenizer  # noqa: E402
 
 SEED = 1337
 ROW = 256  # tokens a training row: whole problems one after the other

@@ -276,7 +276,6 @@ def save_model(model: GPT, folder: str | Path, base: str | Path | None = None) -
            "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": list(config.eos_token_id),
            "rope_scaling": config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
     del raw["qk_norm"]  # the model type says it
-    check_tensors(folder, tensors, ())
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "generation_config.json", {key: raw[key] for key in ("bos_token_id", "eos_token_id")})
     if base:
@@ -389,7 +388,7 @@ def adapter_sizes(config: dict, modules: dict) -> dict[str, tuple[int, float]]:
     names = [name for name, module in modules.items() if isinstance(module, kinds) and (
         targets is None or targeted(config, name, end))]
     if others := [name for name in names if not isinstance(modules[name], torch.nn.Linear)]:
-        raise ValueError(f"target_modules = {targets!r}: {others[0]} is no linear layer")
+        raise ValueError(f"tensor {PREFIX}{others[0]}.lora_A.weight would not be of a linear layer")
     return {name: layer_size(config, name, end) for name in names}
 
 

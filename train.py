@@ -40,8 +40,8 @@ from torch import distributed
 
 from eval_pass1 import (Parser, Progress, base_sha256, check_paths, pick_base, plain_output, print_table, printable,
                         sha256_of, solve, summarize, weights_of)
-from hf import (COPIED, layer_size, load_adapter, load_model, read_json, read_tensors, resolve, save_adapter,
-                save_model, sync, targeted, write_json, write_tensors)
+from hf import (COPIED, check_tensors, layer_size, load_adapter, load_model, read_json, read_tensors, resolve,
+                save_adapter, save_model, sync, targeted, write_json, write_tensors)
 from lora_alpha import (ALL_LINEAR, GPT, alpha_for_rank, collate, epochs, evaluate, inject_lora, lora_layers,
                         lora_scaling, merge_lora, summed, train)
 from problems import PROMPT, asking, chat_for, data_file, draw, encode_examples, encode_prompt, load_problems
@@ -951,6 +951,7 @@ def save_merged(model, folder: Path, base: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         (folder / "config.json.tmp").touch()  # the mark of a merge that is not whole
+        check_tensors("the merged model", model.state_dict(), ())  # float16 ends at 65,504
         save_model(model, folder, base)
     except BaseException:  # the same command can be tried again
         shutil.rmtree(folder, ignore_errors=True)

@@ -178,7 +178,7 @@ def command(script) -> None:
     args = parser.parse_args()
     try:
         rows = stoppable(lambda: run(script, args.quick, args.plot_only))
-    except OSError as error:  # nothing to plot, a full disk
+    except (OSError, UnicodeDecodeError) as error:  # nothing to plot, a full disk
         parser.error(error)
     print(report(script, rows, args.quick))
 

@@ -417,6 +417,24 @@ def test_gsm8k_tunes_every_arm_alike_and_tests_only_what_is_trained_out(tmp_path
     assert gsm8k.told([]) == "Not run at full length." and gsm8k.findings([]) == []
 
 
+@pytest.mark.thorough
+def test_gsm8k_trains_and_tests_as_its_cell_says(toy, monkeypatch):
+    """The quick setting's cells on a toy base: every arm learns, only three epochs see test problems, and what a run
+    gives is columns of the CSV."""
+    monkeypatch.setattr(gsm8k, "BASE", str(toy.base))
+    monkeypatch.setattr(gsm8k, "DATA", str(toy.data))
+    cells = gsm8k.cells(True, [])
+    assert [cell["test"] for cell in cells] == [0] * len(gsm8k.ARMS) + [2, 2]
+    for cell in cells:
+        found = gsm8k.work(cell)
+        assert {**cell, **found}.keys() <= {*gsm8k.COLUMNS} and found["diverged"] == 0
+        points = [point.split(":") for point in found["curve"].split()]
+        assert [int(step) for step, _ in points] == list(range(1, 2 * cell["epochs"] + 1))
+        assert float(points[-1][1]) == pytest.approx(found["val_loss"], abs=1e-4)
+        assert ("right" in found) == bool(cell["test"]) and len(found.get("right", "x01")) == 3
+    assert gsm8k.work(cells[-1])["val_loss"] == found["val_loss"]
+
+
 @given(st.floats(1.5, 3), st.floats(-0.4, 0.4))
 def test_a_band_is_as_wide_as_the_rates_within_two_percent(width, middle):
     """On a loss that rises by straight lines over log2 of the rate the width is exact; at an edge it ends there."""

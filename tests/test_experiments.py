@@ -414,7 +414,7 @@ def test_gsm8k_tunes_every_arm_alike_and_tests_only_what_is_trained_out(tmp_path
     claims = dict(gsm8k.findings(rows))
     assert [*claims.values()] == ["holds", "does not hold here", "holds", "holds", "holds in 1 of 2 cases"]
     gsm8k.picture(rows, tmp_path / "x.png")
-    assert gsm8k.told([]) == "Not run at full length." and gsm8k.findings([]) == []
+    assert gsm8k.told([]) == "" and [verdict for _, verdict in gsm8k.findings([])] == ["not run at full length"]
 
 
 @pytest.mark.thorough

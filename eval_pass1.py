@@ -364,7 +364,7 @@ def make_parser() -> Parser:
     ask.add_argument("--temperature", type=within(0, 1e9, float), default=0.0, metavar="T", help="(default: 0, greedy)")
     ask.add_argument("--top-p", type=within(1e-9, 1, float), default=1.0, metavar="P", help="nucleus (default: 1)")
     ask.add_argument("--k", type=within(1), nargs="+", default=[], metavar="K", help="also pass@k, up to --samples")
-    ask.add_argument("--seed", type=within(0, math.inf), default=0, metavar="N", help="of samples, --limit (default: 0)")
+    ask.add_argument("--seed", type=within(0, math.inf), default=0, metavar="N", help="of samples, limit (default: 0)")
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", type=lambda text: text if text == "auto" else within(1)(text), default="auto",
                      metavar="N", help="prompts at a time, or auto (default: auto)")

@@ -865,9 +865,9 @@ def test_any_string_of_fragments_equals_itself(items):
 
 
 VOCABULARY = [
-    *grader.RENAMED, *grader.SYMBOLS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
+    *grader.RENAMED, *grader.CHARACTERS, *grader.OPEN, *grader.CLOSE, *grader.ORDERS, *sorted(grader.SHORT_UNITS),
     *grader.SCALES, *"squared below zero half negative".split(),
-    *("\\" + name for name in sorted(grader.SYMBOLIC | grader.FUNCTIONS)),
+    *("\\" + name for name in sorted(grader.NAMES | grader.ACCENTS | grader.FUNCTIONS)),
     r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{array}{c}", r"\end{array}",
     r"\\", "&", r"\frac", r"\frac12", r"\frac{1}{2}", r"\sqrt", r"\sqrt[3]", r"\binom", r"\pm", r"\cup", r"\in",
     r"\text{",
@@ -1190,8 +1190,13 @@ def test_a_number_that_is_zero_in_every_field_is_not_zero():
     (r"\sqrt[3]{-8}", "-2", True), (r"(-8)^{2/3}", "4", True), (r"\sqrt[3]{-2}", r"-\sqrt[3]{2}", True),
     (r"\sqrt{-4}", "2i", True), (r"\sqrt{-2}", r"i\sqrt2", True), (r"\sqrt[4]{-2}", r"\sqrt[4]{2}", False),
     (r"\sqrt{x+1}", r"\sqrt{1+x}", True), (r"\sqrt{211}", r"\frac{211}{\sqrt{211}}", True),
-    (r"\sqrt{211}", r"\sqrt{212}", False), (r"x^{1000001}", "x", False), (r"\overline{AB}", r"\overline{AC}", False),
-    (r"\sqrt{x}+x^{10^7}", "x", False), ("x_{12}", "x_{21}", False), (r"\frac{1}{y-y}", r"\frac{2}{z-z}", False),
+    (r"\sqrt{211}", r"\sqrt{212}", False), (r"\sqrt{89042}", r"211\sqrt2", True),
+    (r"\sqrt{44521x}", r"211\sqrt x", True), (r"\sqrt{89042}", r"-211\sqrt2", False),
+    (r"\sqrt{211^2x}", r"-211\sqrt x", False), ("(x+1)^{1/2}", r"\sqrt{1+x}", True),
+    (r"\sqrt{2\cdot997^2}", r"-997\sqrt2", False),
+    (r"\sqrt{211}\sqrt{223}", r"\sqrt{47053}", True), (r"x^{1000001}", "x", False),
+    (r"\overline{AB}", r"\overline{AC}", False), (r"\sqrt{x}+x^{10^7}", "x", False), ("x_{12}", "x_{21}", False),
+    (r"\frac{1}{y-y}", r"\frac{2}{z-z}", False),
     ("5 square feet", r"5\text{ ft}^2", True), ("5 cubic feet", r"5\text{ ft}^{2}", False), ("5 units", "5", True),
     (r"\$5", "5 euro", False), (r"-\$5", "-5", True), ("5 mile/hour", "5 mph", True), ("1+cm", "1", False),
     (r"\$\$ 5", "5", True), ("9" * 300 + "x", "9" * 299 + "8x", False), (r"\mp 1", "1, -1", True),

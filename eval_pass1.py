@@ -22,10 +22,8 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+with contextlib.suppress(ImportError):  # Windows has none
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 if __name__ == "__main__":  # torch takes seconds to import: Ctrl-C is one line then as well
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\neval_pass1.py: interrupted\n"), os._exit(130)))
@@ -73,11 +71,9 @@ def pass1_interval(correct: list[int], samples: int = 1) -> tuple[float, float, 
         raise ValueError(f"{N} problems of {samples} samples: want at least one of each, and 0 to {samples} correct")
     mean = sum(correct) / (N * samples)
     error = math.sqrt(sum((c / samples - mean) ** 2 for c in correct) / max(N - 1, 1) / N)
-    if samples == 1 or error == 0:
-        return mean, *wilson(mean, N)
-    if 0.2 < mean < 0.8:
+    if samples > 1 and error > 0 and 0.2 < mean < 0.8:
         return mean, max(0.0, mean - Z * error), min(1.0, mean + Z * error)
-    return mean, *wilson(mean, min(mean * (1 - mean) / error**2, N * samples))
+    return mean, *wilson(mean, N if samples == 1 or error == 0 else min(mean * (1 - mean) / error**2, N * samples))
 
 
 def paired_difference(first: list[int], other: list[int], samples: int = 1) -> tuple[float, float, float, float]:
@@ -259,7 +255,9 @@ class Parser(argparse.ArgumentParser):
         self.register("action", None, Once)  # for every flag that has a value, and no action of its own
 
     def parse_known_args(self, args=None, namespace=None):
-        self.given = set()
+        self.given, args = set(), sys.argv[1:] if args is None else args
+        if bare := [word for word in args if word.partition("=")[2] == "--"]:  # of which argparse makes an empty list
+            self.error(f"{bare[0]}: that is no value")
         return super().parse_known_args(args, namespace)
 
     def error(self, error: str | Exception):
@@ -295,7 +293,7 @@ def plain_output() -> None:
 
 
 class Lasting:
-    """A stream whose reader may go: what is printed after that is lost. Each write is flushed."""
+    """A stream that control characters of data do not steer, and whose reader may go: what is printed then is lost."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -305,7 +303,7 @@ class Lasting:
 
     def write(self, text: str) -> int:
         try:
-            self.stream.write(text)
+            self.stream.write(text if text == "\r" else printable(text))  # a bar's, which is written alone
             self.stream.flush()
         except OSError:  # a closed pipe, a dead terminal
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
@@ -315,11 +313,10 @@ class Lasting:
 class Progress:
     """How far a loop of size steps is: one line redrawn on a terminal, a plain line each tenth in a log file.
 
-    what: is counted. file: stdout or stderr. quiet: seconds in which a log file gets none. first: done before. always:
-    a line in a log file, too."""
+    file: stdout or stderr. quiet: seconds in which a log file gets none. first: done before. always: a line there."""
 
     def __init__(self, what: str, size: int, file, quiet: float = 0.0, first: int = 0):
-        self.what, self.size, self.file, self.start, self.first = what, size, file, time.time(), first
+        self.what, self.size, self.file, self.start, self.first = printable(what), size, file, time.time(), first
         self.quiet, self.terminal, self.shown = quiet, file.isatty(), 10 * first // size
         self.full, self.empty = "━─" if (file.encoding or "").lower().startswith("utf") else "#."
 
@@ -332,7 +329,8 @@ class Progress:
                     f"{left // 60:.0f}:{left % 60:02.0f} left  {text}").rstrip()
             if self.terminal:  # a longer line would be broken, and no longer redrawn
                 width = shutil.get_terminal_size().columns - 1
-                line = f"\r{line[:width]:<{width}}"
+                line = f"{line[:width]:<{width}}"
+                print(end="\r", file=self.file)
             print(line, end="" if self.terminal and not last else "\n", file=self.file, flush=True)
         self.shown = tenth
 
@@ -364,9 +362,9 @@ def make_parser() -> Parser:
     ask.add_argument("--max-new-tokens", type=within(1), metavar="N", help="longest answer (default: the protocol's)")
     ask.add_argument("--samples", type=within(1, 10**4), default=1, metavar="N", help="answers a problem (default: 1)")
     ask.add_argument("--temperature", type=within(0, 1e9, float), default=0.0, metavar="T", help="(default: 0, greedy)")
-    ask.add_argument("--top-p", type=within(5e-324, 1, float), default=1.0, metavar="P", help="nucleus (default: 1)")
+    ask.add_argument("--top-p", type=within(1e-9, 1, float), default=1.0, metavar="P", help="nucleus (default: 1)")
     ask.add_argument("--k", type=within(1), nargs="+", default=[], metavar="K", help="also pass@k, up to --samples")
-    ask.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of --limit (default: 0)")
+    ask.add_argument("--seed", type=within(0, math.inf), default=0, metavar="N", help="of samples, limit (default: 0)")
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", type=lambda text: text if text == "auto" else within(1)(text), default="auto",
                      metavar="N", help="prompts at a time, or auto (default: auto)")
@@ -435,12 +433,11 @@ def pick_base(given: str | None, adapters: dict[str, Path | None]) -> tuple[str,
     for name, training in trained.items():
         own, known = training["base"] or ("" if given else "an unnamed base"), training["base_sha256"]
         if known not in (None, digest):
-            print(printable(f"warning: {name} was trained on {own}, with other weights than those of {base}"))
+            print(f"warning: {name} was trained on {own}, with other weights than those of {base}")
         elif own and own != base and not (Path(own).exists() and Path(own).samefile(folder)):
-            same = ", with the same weights" * bool(known)
-            print(printable(f"{name} was trained on {own}, here it is on {base}{same}"))
+            print(f"{name} was trained on {own}, here it is on {base}" + ", with the same weights" * bool(known))
     if not given and not folder.samefile(ours):
-        print(printable(f"base {base}, as in training; --base gives another"))
+        print(f"base {base}, as in training; --base gives another")
     return base, folder
 
 
@@ -451,7 +448,7 @@ def pick_data(adapters: dict[str, Path | None]) -> Path:
     data = Path(named.pop()) if len(named) == 1 else ours
     if not data.is_dir() or data.samefile(ours) or not data_file(data, "test").is_file():
         return ours
-    print(printable(f"data {data}, as in training; --data gives other"))
+    print(f"data {data}, as in training; --data gives other")
     return data
 
 
@@ -496,10 +493,13 @@ class Samples:
     def __init__(self, out: Path, settings: dict):
         self.path, self.settings, self.records, stored = out / "samples.jsonl", settings, {}, out / "settings.json"
         out.mkdir(parents=True, exist_ok=True)
-        if not stored.exists() and any(path.suffix != ".tmp" and path.name[0] != "." for path in out.iterdir()):
+        others = [path for path in out.iterdir() if path != self.path and path.suffix != ".tmp" and path.name[0] != "."]
+        if others and not stored.exists():
             raise ValueError(f"--out {out} holds files that are no run of eval_pass1.py: choose another folder")
+        if self.path.is_symlink() or self.path.exists() and not self.path.is_file():
+            raise ValueError(f"{self.path} is no plain file: remove it, or choose another folder")
         self.file = open(self.path, "ab+", buffering=0)
-        with contextlib.suppress(AttributeError):  # the kernel frees it when the process ends, however it ends
+        with contextlib.suppress(NameError):  # the kernel frees it when the process ends, however it ends
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -508,9 +508,7 @@ class Samples:
         before = read_json(stored) if stored.exists() else settings
         if changed := [name for name in settings if before.get(name) != settings[name]]:
             raise ValueError(f"--out {out} holds another run ({', '.join(changed)} differ): choose another folder")
-        write_json(stored, settings)
         *lines, cut = self.path.read_bytes().split(b"\n")
-        os.truncate(self.path, self.path.stat().st_size - len(cut))  # the line in which the run was stopped
         for number, line in enumerate(lines, 1):
             text = line.rpartition(b', "check": ')[0].decode(errors="replace")
             record = json.loads(text + "}") if line == self.sealed(text) else {}
@@ -520,6 +518,8 @@ class Samples:
                 raise ValueError(f"{self.path}, line {number}: it {what}; remove the line: its sample is made anew")
             asked = record["reason"] != "prompt too long"  # graded by the grader of today
             self.records[key] = record | graded(record["completion"], record["gold"], record["kind"], asked)
+        write_json(stored, settings)
+        self.file.truncate(self.path.stat().st_size - len(cut))  # the line in which the run was stopped
 
     def sealed(self, text: str) -> bytes:
         """The line of a record whose JSON is text and a brace."""
@@ -575,7 +575,7 @@ class Run:
         """The protocol in a line, and what is left out of it."""
         args, context, lengths = self.args, self.model.config.max_position_embeddings, [*map(len, self.prompts)]
         how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}, top-p {args.top_p:g}"
-        print(f"protocol {printable(self.protocol.name + self.turns)}, {len(self.protocol.examples)}-shot, {how}, "
+        print(f"protocol {self.protocol.name}{self.turns}, {len(self.protocol.examples)}-shot, {how}, "
               f"{args.samples} sample{'s' * (args.samples > 1)} a problem, at most {self.max_new_tokens:,} new tokens; "
               f"grader {self.kind}, exact")
         if len(lengths) < self.of:
@@ -588,7 +588,7 @@ class Run:
     def records(self, adapter: str, samples: Samples | None) -> list[dict]:
         """The graded records of the adapter that is on the model, those that --out holds already among them."""
         args, kept = self.args, [r for key, r in samples.records.items() if key[0] == adapter] if samples else []
-        progress = Progress(printable("base" if adapter == "none" else adapter), len(self.prompts) * args.samples,
+        progress = Progress("base" if adapter == "none" else adapter, len(self.prompts) * args.samples,
                             sys.stderr, quiet=10, first=len(kept))
         return answers(self.model, self.encoding, self.problems, self.prompts, self.protocol.cut, self.ends,
                        self.max_new_tokens, self.batch_size, args.samples, args.temperature, args.top_p, args.seed,
@@ -636,14 +636,14 @@ def regrade(args) -> None:
         before = row.get("correct", row.get("label"))
         judged += isinstance(before, bool)
         if isinstance(before, bool) and before != verdict["correct"]:
-            changed.append(printable(f"  {where}: {'right' if before else 'wrong'} → {verdict['reason']}, "
-                                     f"{verdict['extracted']!r:.60} against {gold!r:.60}"))
+            changed.append(f"  {where}: {'right' if before else 'wrong'} → {verdict['reason']}, "
+                           f"{verdict['extracted']!r:.60} against {gold!r:.60}")
         problem = next((row[name] for name in ("id", "problem_id", "unique_id", "test_index") if name in row), number)
         column = columns.setdefault(str(row.get("adapter", "responses")), [])
         column.append(dict(id=str(problem), sample=len(column), kind=kind, level=level_name(row.get("level")),
                            subject=str(row.get("subject") or "all"), tokens=0, truncated=False, seconds=0.0, **verdict))
     kinds = sorted({record["kind"] for column in columns.values() for record in column})
-    print(printable(f"regraded {args.regrade}; grader {', '.join(kinds)}, exact"))
+    print(f"regraded {args.regrade}; grader {', '.join(kinds)}, exact")
     print_table({"base" if name == "none" else name: column for name, column in columns.items()})
     if judged:
         print(f"{judged:,} had a verdict; {len(changed):,} have another now", *changed[:20], sep="\n")
@@ -661,17 +661,17 @@ def ask(args, base: Path, adapters: dict[str, Path | None]) -> None:
     bos, ends = begin_token(encoding, model.config), end_tokens(encoding, model.config, protocol.chat)
     for question in [args.ask] if args.ask != "-" else filter(None, map(str.strip, sys.stdin)):
         if args.ask == "-" and not sys.stdin.isatty():
-            print(f"\n> {printable(question)}")
+            print(f"\n> {question}")
         prompt = protocol.encode(encoding, dict(form="prompt", problem=question), bos, chat)
         for name in adapted(model, adapters):
-            print(f"\n{printable(name) if adapters[name] else 'base'}:")
+            print(f"\n{name if adapters[name] else 'base'}:")
             generator = torch.Generator().manual_seed(args.seed % 2**63)
             for _ in range(args.samples):
                 answer = Answer(encoding, ends, protocol.cut)
                 with contextlib.suppress(StopIteration):
                     model.generate([prompt], args.max_new_tokens or protocol.max_new_tokens, ends, args.temperature,
-                                   args.top_p, generator, answer.add)
-                answer.show(whole=True)
+                                   args.top_p, generator, answer)
+                answer()
 
 
 class Answer:
@@ -680,23 +680,19 @@ class Answer:
     def __init__(self, encoding: Encoding, ends: tuple[int, ...], cut: str):
         self.encoding, self.ends, self.cut, self.tokens, self.shown = encoding, ends, cut, [], 0
 
-    def add(self, _, token: int) -> None:
-        """StopIteration where a next problem begins: what follows is not shown."""
-        self.tokens.append(token)
-        if self.show():
-            raise StopIteration
-
-    def show(self, whole: bool = False) -> bool:
-        """Prints the text that is new; whole: nothing follows. True where a next problem begins after it."""
+    def __call__(self, *token: int) -> None:
+        """Prints what is new with (row, token), or without any the rest. StopIteration where a next problem begins."""
+        self.tokens += token[1:]
         text, ended, invented = read_answer(self.encoding, self.tokens, self.ends, self.cut)
-        if not (whole or ended or invented):  # a character may be in two tokens, a next problem may begin
+        if token and not ended and not invented:  # a character may be in two tokens, a next problem may begin
             text = text.rstrip("\ufffd")[: -len(self.cut) or None]
         text = printable(text.lstrip())
-        if whole or sys.stdout.isatty():
+        if not token or sys.stdout.isatty():
             end = "\n" if ended or invented else f" [cut off after {len(self.tokens)} tokens]\n"
-            print(text[self.shown :], end=end * whole, flush=True)
+            print(text[self.shown :], end="" if token else end, flush=True)
             self.shown = max(self.shown, len(text))
-        return invented
+        if token and invented:
+            raise StopIteration
 
 
 if __name__ == "__main__":

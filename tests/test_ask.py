@@ -179,8 +179,8 @@ def test_an_answer_that_is_shown_as_it_comes_is_the_whole_answer(text, stop, enc
             answer = Answer(encoding, (511,), "\nProblem:")
             with contextlib.suppress(StopIteration):
                 for token in encoding.encode_ordinary(text) + [511] * stop:
-                    answer.add(0, token)
-            answer.show(whole=True)
+                    answer(0, token)
+            answer()
         outputs.append(stream.getvalue())
     whole = text.partition("\nProblem:")[0].lstrip().replace("\x1b", "\\x1b")
     assert outputs == [whole + "\n"] * 2
@@ -190,7 +190,7 @@ def test_an_answer_comes_in_parts_on_a_terminal(encoding, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     answer = Answer(encoding, (511,), "")
     for token in encoding.encode_ordinary("one two 中"):
-        answer.add(0, token)
+        answer(0, token)
     assert "".join(sys.stdout.parts) == "one two 中" and len([part for part in sys.stdout.parts if part]) > 2
 
 

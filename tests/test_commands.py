@@ -1,5 +1,7 @@
 """What both command lines take, refuse and print: python -m pytest tests/test_commands.py"""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -7,15 +9,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import eval_pass1
 import train
-from eval_pass1 import (Once, check_paths, extract_answer, is_correct, pass1_interval, pass_at_k, plain_output,
-                        printable)
+from eval_pass1 import (Lasting, Once, check_paths, extract_answer, is_correct, pass1_interval, pass_at_k,
+                        plain_output, printable)
 from grader import KINDS
 from hf import load_adapter, load_model, save_adapter
 from lora_alpha import inject_lora, sample
@@ -139,6 +144,67 @@ def test_help_shows_a_line_feed_as_it_is_typed(capsys):
     assert "\\n" in shown and "\\\\n" not in shown
 
 
+NUMBERS = ["", " ", "0", "-1", "1", "7", "1e9", "nan", "inf", "-inf", "1e400", "1e-46", "1e-320", "1_0", "٣", "1.5",
+           str(2**32), str(2**64), str(10**20), str(-(10**20)), "9" * 5000, "true", "é"]
+WORDS = ["auto", "none", "absent", ".", "..", "-", "--", "hpu", "cuda:99", "{problem}", "chat", "{", "lora", "math",
+         "all-linear", "[", "(a+)+$", "x" * 5000, "/dev/null", "/proc/self/mem", "\x1b[2J", "\udcff", "a\nb"]
+SCRIPTS = {"train": train, "eval_pass1": eval_pass1}
+
+
+def refused_in_one_line(script, flags, cwd):
+    """The script's main, stopped before it loads a model, ends in the one line of a mistake and leaves no file."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(cwd)
+        for module, name in ((train, "load_data"), (eval_pass1, "load_base"), (eval_pass1, "regrade")):
+            patch.setattr(module, name, lambda *_: (_ for _ in ()).throw(ValueError("no mistake")))
+        with pytest.raises(SystemExit) as end:
+            script.main(flags)
+    told = err.getvalue()
+    assert end.value.code == 2 and told.count("\n") == 1 and told.endswith("\n"), (flags, end.value.code, told)
+    assert not out.getvalue() and not list(cwd.iterdir()), flags
+    return told
+
+
+@pytest.mark.parametrize("script, flags", [
+    *(("eval_pass1", [f"--{name}", value]) for name, value in (
+        ("top-p", "1e-46"), ("top-p", "nan"), ("top-p", "1.1"), ("temperature", "inf"), ("temperature", "-1e-9"),
+        ("max-new-tokens", str(10**20)), ("samples", str(10**20)), ("samples", "10001"), ("few-shot", "-1"),
+        ("few-shot", str(2**64)), ("limit", str(10**20)), ("batch-size", "9" * 5000), ("batch-size", "-1"),
+        ("batch-size", "nan"), ("seed", "-1"), ("seed", "1e3"), ("k", "0"), ("device", "hpu"))),
+    ("eval_pass1", ["--samples=--"]), ("eval_pass1", ["--adapter=--"]), ("train", ["--rank=--"]),
+    *(("train", [f"--{name}", value]) for name, value in (
+        ("device", "hpu"), ("device", ""), ("device", "cuda:99"), ("seed", str(2**64)), ("lr", "nan"),
+        ("rank", str(10**20)), ("weight-decay", "-inf"), ("alpha", "0"), ("max-length", "1"),
+        ("eval-problems", "-1")))], ids=str)
+def test_a_value_that_no_run_can_use_is_one_line(script, flags, tmp_path):
+    """It names the flag, and nothing is written."""
+    (told,) = refused_in_one_line(SCRIPTS[script], flags, tmp_path).splitlines()
+    assert flags[0] in told and "no mistake" not in told
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_any_flags_are_read_or_refused_in_one_line(name, tmp_path):
+    """1,500 command lines of numbers, words and any text: no traceback, and no file before the base is read."""
+    script = SCRIPTS[name]
+    actions = [a for a in script.make_parser()._actions if a.option_strings and a.dest not in ("help", "help_prompts")]
+
+    def words(action):
+        if action.nargs == 0:
+            return st.just([action.option_strings[0]])
+        value = st.sampled_from(NUMBERS + WORDS + [str(choice) for choice in action.choices or ()])
+        text = st.text(max_size=8).filter(lambda text: "/" not in text and "\0" not in text)  # org/name is asked for
+        return (value | value | text).map(lambda value: [f"{action.option_strings[0]}={value}"])
+
+    @settings(max_examples=1500)
+    @given(st.lists(st.sampled_from(actions).flatmap(words), max_size=4).map(lambda parts: sum(parts, [])))
+    def check(flags):
+        refused_in_one_line(script, flags, tmp_path)
+
+    check()
+
+
 # ---- What is printed -------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +252,51 @@ def test_a_completion_does_not_steer_the_terminal(command, toy, tmp_path):
     assert done.returncode == 0 and not {"\x1b", "\x07"} & set(done.stdout) and "\\x1b[31m" in done.stdout
     done = command(eval_pass1, "--data", "p.jsonl", "--max-new-tokens", 2, cwd=tmp_path, base=toy.base)
     assert done.returncode == 0 and "\x1b" not in done.stdout and "\\x1b[1m" in done.stdout
+
+
+ESCAPES = "\x1b[31m", "\x1b]0;t\x07", "\x9b2J", "\r", "\x08", "\x7f"
+
+
+def shown(done):
+    """All that a command printed, in which no control character is but the line feed."""
+    text = done.stdout + done.stderr
+    assert not {c for c in text if unicodedata.category(c) == "Cc"} - {"\n"}, repr(text)
+    return text
+
+
+@pytest.mark.parametrize("escape", ESCAPES, ids=ascii)
+def test_no_name_and_no_data_steer_the_terminal(escape, command, toy, tmp_path):
+    """Of adapters, files, protocols, levels, stored responses, questions, folders, and in the lines of mistakes."""
+    name, flags = f"a{escape}b", ["--max-new-tokens", 2]
+    save_adapter(inject_lora(load_model(toy.base), 2), tmp_path / name, base=f"/nowhere/{name}")
+    (tmp_path / name / "run.json").write_text(json.dumps(dict(data=f"{name}.data")))
+    shutil.copytree(toy.data, tmp_path / f"{name}.data")
+    told = shown(command(eval_pass1, "--adapter", name, "--adapter", "none", "--base", toy.base, *flags, "--prompt",
+                         f"{escape}{{problem}}", "--out", f"o{escape}", "--limit", 2, cwd=tmp_path))
+    assert ascii(escape)[1:-1] in ascii(told).replace("\\\\", "\\") and "McNemar" in told
+    asked = command(eval_pass1, "--adapter", name, "--base", toy.base, *flags, "--ask", f"1{escape}", cwd=tmp_path)
+    assert asked.returncode == 0 and "base:" in shown(asked)
+    row = dict(response=f"\\boxed{{{escape}1}}", gold=f"{escape}2", label=True, level=escape, adapter=name)
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | dict(level="b")) + "\n")
+    assert "2 had a verdict" in shown(command(eval_pass1, "--regrade", f"{name}.jsonl", cwd=tmp_path))
+    for mistake in (["--adapter", f"gone{name}"], ["--data", f"{escape}gone"], ["--out", f"{name}.jsonl"],
+                    ["--prompt", escape], ["--kind", escape], ["--limit", escape], [f"--x{escape}", "1"]):
+        done = command(eval_pass1, *mistake, cwd=tmp_path, base=toy.base, adapter="none")\
+            if "--adapter" not in mistake else command(eval_pass1, *mistake, cwd=tmp_path)
+        assert done.returncode == 2 and shown(done).count("\n") == done.stderr.count("\n") == 1
+    for mistake in (["--data", f"{escape}gone"], ["--base", escape], ["--out", f"{name}.jsonl"]):
+        done = command(train, *mistake, cwd=tmp_path, base=toy.base)
+        assert done.returncode == 2 and shown(done).count("\n") == 1
+
+
+@given(st.text(st.sampled_from("ab\n\r\x1b\x07\x9b\x00\x7fé\t\ud83d") | st.characters(), max_size=20))
+def test_a_stream_passes_no_control_character_on(text):
+    """But a line feed, and the carriage return of a bar, which is written alone."""
+    stream = io.StringIO()
+    Lasting(stream).write(text)
+    written = stream.getvalue()
+    assert not {c for c in written if unicodedata.category(c) in ("Cc", "Cs")} - {"\n"} or text == written == "\r"
+    assert written == printable(text) or text == "\r"
 
 
 def test_one_adapter_under_two_spellings_is_one(trained, toy, command):

@@ -1,6 +1,7 @@
 """pass@1: statistics, problems, prompts and the run of eval_pass1.py: python -m pytest tests/test_eval.py"""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -678,6 +679,60 @@ def test_a_closed_standard_input_asks_nothing(tmp_path, toy):
     done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", sys.executable, ROOT / "eval_pass1.py", "--base", toy.base,
                            "--adapter", "none", "--ask", "-"], capture_output=True, cwd=tmp_path, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.fixture
+def kept(tmp_path, evaluate):
+    """A finished run of four problems: kept.path, its samples.jsonl, kept.lines of it, kept.table and kept.flags."""
+    flags = ["--limit", 4, "--max-new-tokens", 24, "--adapter", "none", "--out", tmp_path / "o"]
+    table, path = table_of(evaluate(*flags)), tmp_path / "o/samples.jsonl"
+    return SimpleNamespace(path=path, lines=path.read_bytes().splitlines(True), table=table, flags=flags)
+
+
+@pytest.mark.parametrize("there", [(), ("samples.jsonl",), ("settings.json",), ("settings.json", "samples.jsonl")])
+def test_a_run_that_is_killed_while_it_begins_goes_on(there, kept, evaluate):
+    """With its empty file of samples, its settings, half of them, or none: the same command evaluates."""
+    for path in kept.path.parent.iterdir():
+        path.unlink() if path.name not in there else None
+    kept.path.write_text("") if kept.path.exists() else None
+    kept.path.with_name("settings.json.tmp").write_text("{")
+    assert table_of(evaluate(*kept.flags)) == kept.table
+
+
+@pytest.mark.parametrize("spoil", ["link", "fifo", "folder"])
+def test_samples_that_are_no_file_of_the_folder_are_refused(spoil, kept, fails, tmp_path):
+    """Nothing outside --out is written to, and nothing waits for a reader."""
+    other = tmp_path / "other"
+    kept.path.unlink()
+    other.write_text("no line feed")
+    dict(link=lambda: kept.path.symlink_to(other), fifo=lambda: os.mkfifo(kept.path), folder=kept.path.mkdir)[spoil]()
+    assert "samples.jsonl is no plain file" in fails(*kept.flags) and other.read_text() == "no line feed"
+
+
+def test_a_refused_folder_is_as_it_was(kept, fails):
+    """Half a line at the end stays, too, where another line is refused."""
+    kept.path.write_bytes(b"{}\n" + kept.lines[0] + b'{"id": ')
+    before = {path: path.read_bytes() for path in kept.path.parent.iterdir()}
+    assert "line 1: " in fails(*kept.flags)
+    assert before == {path: path.read_bytes() for path in kept.path.parent.iterdir()}
+
+
+@pytest.mark.parametrize("where", ["folder", "samples.jsonl", "summary.json"])
+def test_an_out_that_cannot_be_written_is_told(where, toy, kept, fails, monkeypatch):
+    """Before anything is asked, but for summary.json, before which all samples are stored."""
+    def refusing(write):
+        def call(path, *args, **options):
+            if where == "folder" or Path(path).name in (where, f"{where}.tmp"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return write(path, *args, **options)
+        return call
+    asked = []
+    monkeypatch.setattr(eval_pass1, "open", refusing(open), raising=False)
+    monkeypatch.setattr(Path, "write_text", refusing(Path.write_text))
+    monkeypatch.setattr(eval_pass1, "answers", lambda *args: asked.append(1) or answers(*args))
+    kept.path.unlink()
+    assert "Permission denied" in fails(*kept.flags)
+    assert bool(asked) == (where == "summary.json")
 
 
 def test_an_adapter_called_base_keeps_its_column(tmp_path, adapters, monkeypatch, evaluate):

@@ -362,7 +362,8 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", [case if case in ("power", "doubling", "cut") else
+                                  pytest.param(case, marks=pytest.mark.thorough) for case in HOSTILE])
 def test_a_template_without_end_or_bounds_is_stopped(case, copy):
     """In time, memory and length of its text, with the folder's name; the next template is rendered."""
     change(copy / "base/tokenizer_config.json", chat_template=HOSTILE[case])

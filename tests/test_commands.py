@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import eval_pass1
@@ -181,28 +181,6 @@ def test_a_value_that_no_run_can_use_is_one_line(script, flags, tmp_path):
     """It names the flag, and nothing is written."""
     (told,) = refused_in_one_line(SCRIPTS[script], flags, tmp_path).splitlines()
     assert flags[0] in told and "no mistake" not in told
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_any_flags_are_read_or_refused_in_one_line(name, tmp_path):
-    """1,500 command lines of numbers, words and any text: no traceback, and no file before the base is read."""
-    script = SCRIPTS[name]
-    actions = [a for a in script.make_parser()._actions if a.option_strings and a.dest not in ("help", "help_prompts")]
-
-    def words(action):
-        if action.nargs == 0:
-            return st.just([action.option_strings[0]])
-        value = st.sampled_from(NUMBERS + WORDS + [str(choice) for choice in action.choices or ()])
-        text = st.text(max_size=8).filter(lambda text: "/" not in text and "\0" not in text)  # org/name is asked for
-        return (value | value | text).map(lambda value: [f"{action.option_strings[0]}={value}"])
-
-    @settings(max_examples=1500)
-    @given(st.lists(st.sampled_from(actions).flatmap(words), max_size=4).map(lambda parts: sum(parts, [])))
-    def check(flags):
-        refused_in_one_line(script, flags, tmp_path)
-
-    check()
 
 
 # ---- What is printed -------------------------------------------------------------------------------------------------

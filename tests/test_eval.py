@@ -583,7 +583,7 @@ def test_a_line_that_is_not_as_it_was_written_is_refused(tmp_path, adapters, eva
 
 def test_stored_samples_are_read_as_they_were_written_or_refused(fuzz):
     """Whatever bytes of the file are changed, and wherever it is cut."""
-    @fuzz(1200)
+    @fuzz(400)
     @given(at=st.integers(0, 1500), gone=st.integers(0, 400),
            new=st.binary(max_size=4) | st.sampled_from([b"\n", b"\r"]))
     @example(at=1500, gone=1500, new=b"")

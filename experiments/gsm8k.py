@@ -297,10 +297,9 @@ def picture(rows: list[dict], path: Path) -> None:
         if group:
             value, low, high = pass1_interval(correct(group), len(group))
             right.errorbar(value, name, xerr=[[value - low], [high - value]], fmt="o", color=color)
-    left.set(xscale="log", xlabel="learning rate", ylabel="held-out loss", title="one epoch, seed 0")
+    left.set(xscale="log", xlabel="learning rate", ylabel="held-out loss", title="one epoch, seed 0 (colours: right)")
     middle.set(xlabel="update", ylabel="held-out loss", title=f"{EPOCHS} epochs at each arm's best rate")
     right.set(xlabel="pass@1", title="test problems, 95% intervals")
-    left.legend(frameon=False, fontsize=7)
     fig.tight_layout()
     fig.savefig(path, dpi=130, format="png")
 
